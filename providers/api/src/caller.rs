@@ -1,0 +1,57 @@
+//! Who asks: the pod as the kubelet names it, and what tells one caller from another.
+
+use std::collections::BTreeMap;
+
+use crate::{SecretBytes, ServiceAccountToken};
+
+/// A pod, in the words of the kubelet (`podInfoOnMount`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Pod {
+    /// `csi.storage.k8s.io/pod.name`
+    pub name: String,
+    /// `csi.storage.k8s.io/pod.namespace`
+    pub namespace: String,
+    /// `csi.storage.k8s.io/pod.uid`
+    pub uid: String,
+    /// `csi.storage.k8s.io/serviceAccount.name`
+    pub service_account: ServiceAccount,
+}
+
+/// The ServiceAccount that a pod runs as.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceAccount {
+    /// Its name, in the Namespace of the pod.
+    pub name: String,
+    /// Its UID, known only from the claims of a token: an account that was deleted and made anew is
+    /// another one.
+    pub uid: Option<String>,
+}
+
+/// The pod on whose behalf a store is asked. Holds secrets, hence no `Debug`.
+#[derive(Clone)]
+pub struct Caller {
+    /// The pod itself.
+    pub pod: Pod,
+    /// The pod's token for the audience that the source declared, and for no other.
+    pub token: Option<ServiceAccountToken>,
+    /// The data of the Secret that the volume's `nodePublishSecretRef` names.
+    pub secrets: BTreeMap<String, SecretBytes>,
+}
+
+/// What a store tells callers apart by: the driver makes the identity of a cache entry of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum IdentifiedBy {
+    /// The ServiceAccount, proven by a token. The driver adds the account's Namespace, name and UID.
+    Token {
+        /// The audience that the token must have; the CSIDriver object has to list it.
+        audience: String,
+        /// Where the token goes: the store's address, with its namespace or region where it has one.
+        store: String,
+        /// What the store is asked to make of the token: its role.
+        role: String,
+    },
+    /// The pod: the rules are known to somebody else, such as a plugin.
+    Pod,
+    /// The pod's Namespace; no token is needed.
+    Namespace,
+}

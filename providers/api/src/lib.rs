@@ -1,0 +1,98 @@
+//! What a store has to do to be a provider of Coffer, and the values that both sides use.
+//!
+//! A [`Provider`] turns the `parameters` of a SecretProviderClass into a [`Source`], once and without
+//! I/O. The source says what identifies a caller to its store and which objects it reads; the driver
+//! decides when they are read, shares the answers among callers that the store cannot tell apart, and
+//! writes them into volumes. A provider keeps clients and logins, never a pod's token, and knows
+//! nothing of volumes, schedules or Kubernetes.
+//!
+//! A new provider is one crate that passes [`testing::conformance`] and one line where the driver is
+//! put together.
+
+mod caller;
+mod error;
+mod fields;
+mod object;
+mod secret;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::Stream;
+
+pub use caller::{Caller, IdentifiedBy, Pod, ServiceAccount};
+pub use error::{ErrorKind, ProviderError, clean_text};
+pub use object::{Format, Lease, Life, ObjectRef, Secret, SecretFile, Sharing, Version};
+pub use secret::{SecretBytes, ServiceAccountToken};
+
+/// The `parameters` of one source of a SecretProviderClass, as its author wrote them.
+pub type Parameters = BTreeMap<String, String>;
+
+/// One item for each time that an object of a source may have changed; bursts may come as one.
+pub type Changes = Pin<Box<dyn Stream<Item = ()> + Send>>;
+
+/// A kind of store.
+pub trait Provider: Send + Sync {
+    /// Checks the parameters of one source. Pure: no I/O and no waiting, since it runs on the way to
+    /// every publish.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidParameters`], naming the parameter and what it has to be.
+    fn source(&self, parameters: &Parameters) -> Result<Arc<dyn Source>, ProviderError>;
+}
+
+/// What one class asks of one store, checked.
+///
+/// Every method can be called at any time, from many tasks at once, and its future can be dropped at
+/// any point without harm to other calls.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// What the store tells callers apart by. Answers are only ever shared by callers for whom this
+    /// comes out the same.
+    fn identified_by(&self) -> &IdentifiedBy;
+
+    /// What can be read, in the order of the class; names are unique.
+    fn objects(&self) -> &[ObjectRef];
+
+    /// Reads `objects` as `caller`: one answer for each, in the same order.
+    ///
+    /// A batch is one call so that a store which reads many in one request can do so. One object that
+    /// fails does not fail the others.
+    async fn fetch(
+        &self,
+        caller: &Caller,
+        objects: &[ObjectRef],
+    ) -> Vec<Result<Secret, ProviderError>>;
+
+    /// Asks for the versions of `objects` where the store answers that more cheaply than a read:
+    /// one for each, in the same order, `None` where only a read can tell.
+    async fn versions(&self, _caller: &Caller, objects: &[ObjectRef]) -> Vec<Option<Version>> {
+        vec![None; objects.len()]
+    }
+
+    /// Follows the objects for `caller` where the store tells of changes by itself.
+    ///
+    /// An item means "look again", not "it is different". The stream ends when the store no longer
+    /// tells; `None` means that it never does.
+    fn watch(&self, _caller: &Caller) -> Option<Changes> {
+        None
+    }
+
+    /// Prolongs a lease that [`Life::Leased`] called renewable.
+    ///
+    /// # Errors
+    /// When the store refuses, the secret is good until the end that was last reported.
+    async fn renew(&self, _caller: &Caller, _lease: &Lease) -> Result<Life, ProviderError> {
+        Err(ProviderError::new(
+            ErrorKind::InvalidParameters,
+            "this store has no leases to renew",
+        ))
+    }
+
+    /// Gives back leases that nobody uses any more. Best effort: a store ends them by itself in time.
+    async fn release(&self, _caller: &Caller, _leases: &[Lease]) {}
+}
