@@ -1,1 +1,29 @@
-//! coffer
+//! Coffer: a CSI driver that mounts secrets from external stores into pods.
+//!
+//! ```text
+//! kubelet ──gRPC──> csi/ ──> the core ──> volume/ ──> kernel (tmpfs, files)
+//!                              └──> providers/api <── providers/* ──> stores
+//! ```
+//!
+//! Folders are edges: each talks to one outside party and turns its language into ours. Flat files are
+//! the core; it decides, and knows neither gRPC nor the kernel nor any store. Start at
+//! [`publish::Publisher::publish`].
+
+pub mod catalog;
+pub mod class;
+pub mod classes;
+pub mod commands;
+pub mod config;
+pub mod csi;
+pub mod driver;
+pub mod error;
+pub mod fake_kubelet;
+pub mod payload;
+pub mod privileges;
+pub mod publish;
+pub mod registry;
+mod rotation;
+pub mod spec;
+pub mod telemetry;
+pub mod volume;
+pub mod volume_path;

@@ -1,2 +1,40 @@
-//! main
-fn main(){}
+//! Arguments to a command to an exit code.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use coffer::commands::{demo, node, render};
+use coffer::config::NodeArgs;
+
+/// Mounts secrets from external stores into pods
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the CSI driver on a node
+    Node(Box<NodeArgs>),
+    /// Shows a volume from its mount over a rotation to its end, without a cluster and without root
+    Demo(demo::DemoArgs),
+    /// Shows what a SecretProviderClass would mount, without mounting it
+    Render(render::RenderArgs),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Node(args) => node::run(*args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Render(args) => render::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("coffer: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,3 +1,43 @@
-//! The chores of the project: `cargo xtask test`.
+//! The chores of the project: `cargo xtask cluster up`, `cargo xtask e2e`.
+#![expect(clippy::print_stdout, reason = "a program for the terminal")]
 
-fn main() {}
+mod cluster;
+mod e2e;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The chores of the project")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// A real one-node Kubernetes cluster on this machine, for you to try things in
+    #[command(subcommand)]
+    Cluster(ClusterChore),
+    /// The end-to-end tests, on a cluster of their own
+    E2e {
+        /// Only the stories whose title holds this
+        only: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum ClusterChore {
+    /// Starts it and leaves it running
+    Up,
+    /// Ends it and puts the machine back
+    Down,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().chore {
+        Chore::Cluster(ClusterChore::Up) => cluster::up(),
+        Chore::Cluster(ClusterChore::Down) => cluster::down(),
+        Chore::E2e { only } => e2e::run(only.as_deref()),
+    }
+}

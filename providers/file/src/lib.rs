@@ -1,1 +1,175 @@
-//! file
+//! The file provider: secrets that lie in files on the node, below a folder of the administrator's
+//! with one sub-folder for each Namespace.
+//!
+//! A pod reads the sub-folder of its Namespace and nothing else. Links may lead anywhere within it,
+//! mounts nowhere. Whoever replaces a file by renaming another over it, or a whole set of them by
+//! swapping a `..data` link as the kubelet does, is read whole; a file that is written in place is
+//! read once it has rested for a moment.
+//!
+//! The way of a read: `parameters.rs` checks the class, `read.rs` reads between two equal looks,
+//! `tree.rs` is what the kernel is asked, `error.rs` what its refusals mean. `watch.rs` tells of changes.
+
+mod error;
+mod parameters;
+mod read;
+mod tree;
+mod watch;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use coffer_provider::{
+    Caller, Changes, ErrorKind, IdentifiedBy, ObjectRef, Parameters, Provider, ProviderError,
+    Secret, Source, Version,
+};
+
+use crate::read::Store;
+use crate::watch::{LOOK_ANYWAY, Watch};
+
+/// What one read may bring back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of all files together.
+    pub bytes: usize,
+    /// Files of one folder, and objects of one class.
+    pub files: usize,
+    /// Names in the path of a file, counted from its object.
+    pub depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            bytes: 4 << 20,
+            files: 256,
+            depth: 32,
+        }
+    }
+}
+
+/// Secrets in files below one folder of the node. Made once: it holds an inotify watch and a thread.
+pub struct FileProvider {
+    store: Arc<Store>,
+    watch: Arc<Watch>,
+}
+
+impl FileProvider {
+    /// Serves what lies below `root` from now on.
+    ///
+    /// # Errors
+    /// If `root` is not the absolute path of a folder, naming it; or if no thread can be had. A watch
+    /// that cannot be had is a warning: everybody then looks every two minutes.
+    pub fn new(root: &Path, limits: Limits) -> io::Result<Self> {
+        let wrong = |kind, problem: &str| {
+            let root = root.display();
+            io::Error::new(
+                kind,
+                format!("the folder of the file provider, {root}, {problem}"),
+            )
+        };
+        if !root.is_absolute() {
+            return Err(wrong(
+                io::ErrorKind::InvalidInput,
+                "must be an absolute path",
+            ));
+        }
+        let metadata = root
+            .metadata()
+            .map_err(|error| wrong(error.kind(), &format!("cannot be used: {error}")))?;
+        if !metadata.is_dir() {
+            return Err(wrong(io::ErrorKind::NotADirectory, "is not a folder"));
+        }
+        Ok(Self {
+            store: Arc::new(Store {
+                root: root.to_owned(),
+                limits,
+            }),
+            watch: Arc::new(Watch::start(root, LOOK_ANYWAY)?),
+        })
+    }
+}
+
+impl Provider for FileProvider {
+    fn source(&self, parameters: &Parameters) -> Result<Arc<dyn Source>, ProviderError> {
+        Ok(Arc::new(FileSource {
+            objects: parameters::objects(parameters, self.store.limits.files)?,
+            store: self.store.clone(),
+            watch: self.watch.clone(),
+        }))
+    }
+}
+
+struct FileSource {
+    objects: Vec<ObjectRef>,
+    store: Arc<Store>,
+    watch: Arc<Watch>,
+}
+
+#[async_trait]
+impl Source for FileSource {
+    fn identified_by(&self) -> &IdentifiedBy {
+        &IdentifiedBy::Namespace
+    }
+
+    fn objects(&self) -> &[ObjectRef] {
+        &self.objects
+    }
+
+    async fn fetch(
+        &self,
+        caller: &Caller,
+        objects: &[ObjectRef],
+    ) -> Vec<Result<Secret, ProviderError>> {
+        let read = match folder_of(caller) {
+            Some(namespace) => self.off_the_runtime(namespace, objects, Store::read).await,
+            None => Err(ProviderError::new(
+                ErrorKind::PermissionDenied,
+                "the pod's Namespace is not the name of one",
+            )),
+        };
+        read.unwrap_or_else(|error| vec![Err(error); objects.len()])
+    }
+
+    async fn versions(&self, caller: &Caller, objects: &[ObjectRef]) -> Vec<Option<Version>> {
+        let unknown = || vec![None; objects.len()];
+        let Some(namespace) = folder_of(caller) else {
+            return unknown();
+        };
+        let versions = self.off_the_runtime(namespace, objects, Store::versions);
+        versions.await.unwrap_or_else(|_| unknown())
+    }
+
+    fn watch(&self, caller: &Caller) -> Option<Changes> {
+        Some(self.watch.changes(folder_of(caller)?))
+    }
+}
+
+impl FileSource {
+    /// Runs what blocks on a thread that may block. Whoever stops waiting leaves it to finish.
+    async fn off_the_runtime<T: Send + 'static>(
+        &self,
+        namespace: &str,
+        objects: &[ObjectRef],
+        work: fn(&Store, &str, &[ObjectRef]) -> T,
+    ) -> Result<T, ProviderError> {
+        let store = self.store.clone();
+        let (namespace, objects) = (namespace.to_owned(), objects.to_vec());
+        tokio::task::spawn_blocking(move || work(&store, &namespace, &objects))
+            .await
+            .map_err(|_| ProviderError::new(ErrorKind::Unavailable, "reading was cut short"))
+    }
+}
+
+/// The folder that belongs to a pod: the name of its Namespace, if that is one (a DNS label).
+fn folder_of(caller: &Caller) -> Option<&str> {
+    let namespace = caller.pod.namespace.as_str();
+    let is_label = (1..=63).contains(&namespace.len())
+        && !namespace.starts_with('-')
+        && !namespace.ends_with('-')
+        && namespace
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    is_label.then_some(namespace)
+}

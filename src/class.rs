@@ -1,0 +1,590 @@
+//! SecretProviderClass: its types, their defaults and every check. Pure.
+//!
+//! Fields of our own are strict: an unknown or wrong one is an error with its path. `parameters` belong
+//! to the provider, which is as tolerant as the plugin of its name has always been.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use coffer_provider::Parameters;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::volume_path::VolumePath;
+
+const GROUP: &str = "secrets-store.csi.x-k8s.io/";
+const KIND: &str = "SecretProviderClass";
+/// Most bytes in all parameters of a class.
+const MAX_PARAMETERS: usize = 64 * 1024;
+
+/// Where a class is found: it can only be named by pods of its own Namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClassName {
+    /// The Namespace of the pod and of the class.
+    pub namespace: String,
+    /// `metadata.name`
+    pub name: String,
+}
+
+impl fmt::Display for ClassName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A class that holds together.
+#[derive(Clone, Debug)]
+pub struct SecretProviderClass {
+    /// Its name.
+    pub name: ClassName,
+    /// Where its secrets come from; at least one.
+    pub sources: Vec<Source>,
+    /// What is projected; everything, where empty.
+    pub items: Vec<Item>,
+    /// The mode of files without one of their own.
+    pub default_mode: Mode,
+    /// Changes whenever the spec does.
+    pub hash: String,
+}
+
+/// One provider and what it is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// What `items[].source` calls it; empty in the short form of a class.
+    pub name: String,
+    /// The provider's name.
+    pub provider: String,
+    /// The provider's own parameters.
+    #[serde(default)]
+    pub parameters: Parameters,
+}
+
+/// One file of the volume, as `items` of a Secret volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Item {
+    /// The source of the object, where more than one has an object of that name.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// The name of the file that the source would give without `items`.
+    pub object: String,
+    /// A member of a structured value; without it, the whole value.
+    #[serde(default)]
+    pub key: Option<String>,
+    /// Where the file lies in the volume.
+    pub path: VolumePath,
+    /// Its mode, instead of the default one.
+    #[serde(default)]
+    pub mode: Option<Mode>,
+}
+
+/// Permission bits of a file, 0 to 0777.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "i64")]
+pub struct Mode(u16);
+
+/// A mode that is not one.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("mode {0} must be between 0 and 511 (octal 0777)")]
+pub struct ModeError(i64);
+
+impl Mode {
+    /// What a Secret volume gives its files.
+    pub const DEFAULT: Self = Self(0o644);
+
+    /// The bits.
+    #[must_use]
+    pub fn bits(self) -> u32 {
+        u32::from(self.0)
+    }
+
+    /// The mode under an fsGroup in a read-only volume: the kubelet adds u+r and g+r.
+    #[must_use]
+    pub fn with_group_read(self) -> Self {
+        Self(self.0 | 0o440)
+    }
+}
+
+impl TryFrom<i64> for Mode {
+    type Error = ModeError;
+
+    fn try_from(bits: i64) -> Result<Self, ModeError> {
+        match u16::try_from(bits) {
+            Ok(bits) if bits <= 0o777 => Ok(Self(bits)),
+            _ => Err(ModeError(bits)),
+        }
+    }
+}
+
+impl From<Mode> for i64 {
+    fn from(mode: Mode) -> Self {
+        i64::from(mode.0)
+    }
+}
+
+/// A class that cannot be used. `Display` names the field and what it has to be.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{field}: {problem}")]
+pub struct ClassError {
+    field: String,
+    problem: String,
+}
+
+impl ClassError {
+    fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// A manifest as it is written; `spec` is looked at by itself so that errors have its path.
+#[derive(Deserialize)]
+struct Manifest {
+    #[serde(rename = "apiVersion", default)]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    metadata: Metadata,
+    #[serde(default)]
+    spec: Value,
+}
+
+#[derive(Default, Deserialize)]
+struct Metadata {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    namespace: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Spec {
+    #[serde(default)]
+    provider: String,
+    #[serde(default)]
+    parameters: Option<Parameters>,
+    #[serde(default)]
+    sources: Vec<Source>,
+    #[serde(default)]
+    items: Vec<Item>,
+    #[serde(default)]
+    default_mode: Option<Mode>,
+    /// Of no concern to a volume: whoever syncs Secrets reads it.
+    #[serde(default, rename = "secretObjects")]
+    _secret_objects: Value,
+}
+
+/// What a document of a class file turned out to be.
+pub struct Document {
+    /// Its name, where it has one.
+    pub name: ClassName,
+    /// The class, or what is wrong with it.
+    pub class: Result<SecretProviderClass, ClassError>,
+}
+
+/// Reads every class of a YAML (or JSON) file. Documents of other kinds are passed over, so that a
+/// class can lie beside the pod that uses it.
+///
+/// # Errors
+/// When the file is not YAML. What is wrong inside a class is told with that class.
+pub fn read_documents(text: &str) -> Result<Vec<Document>, ClassError> {
+    // Kubernetes reads YAML 1.1, where 0400 is octal.
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| ClassError::new("file", first_line(&error.to_string())))?;
+    let manifests = documents.into_iter().filter_map(|document| {
+        let manifest: Manifest = match at_path("", document) {
+            Ok(manifest) => manifest,
+            Err(error) => return Some(unnamed(error)),
+        };
+        let ours = manifest.kind == KIND && manifest.api_version.starts_with(GROUP);
+        ours.then(|| read_class(manifest))
+    });
+    Ok(manifests.collect())
+}
+
+fn unnamed(error: ClassError) -> Document {
+    Document {
+        name: ClassName {
+            namespace: String::new(),
+            name: String::new(),
+        },
+        class: Err(error),
+    }
+}
+
+fn read_class(manifest: Manifest) -> Document {
+    let name = ClassName {
+        namespace: manifest.metadata.namespace,
+        name: manifest.metadata.name,
+    };
+    let class = SecretProviderClass::new(name.clone(), manifest.spec);
+    Document { name, class }
+}
+
+impl SecretProviderClass {
+    /// Checks a class.
+    ///
+    /// # Errors
+    /// The first field that is wrong, with its path.
+    pub fn new(name: ClassName, spec: Value) -> Result<Self, ClassError> {
+        for (field, value) in [
+            ("metadata.name", &name.name),
+            ("metadata.namespace", &name.namespace),
+        ] {
+            if value.is_empty() {
+                return Err(ClassError::new(field, "is missing"));
+            }
+        }
+        let hash = hex(&Sha256::digest(spec.to_string()));
+        let spec: Spec = at_path("spec", spec)?;
+        let default_mode = spec.default_mode.unwrap_or(Mode::DEFAULT);
+        let items = spec.items.clone();
+        let sources = sources(spec)?;
+        check_items(&items, &sources)?;
+        Ok(Self {
+            name,
+            sources,
+            items,
+            default_mode,
+            hash,
+        })
+    }
+}
+
+/// `provider` and `parameters` are the short form of one source.
+fn sources(spec: Spec) -> Result<Vec<Source>, ClassError> {
+    let short = !spec.provider.is_empty() || spec.parameters.is_some();
+    let sources = match (short, spec.sources.is_empty()) {
+        (true, false) => {
+            let problem =
+                "cannot stand beside spec.provider and spec.parameters: make that a source too";
+            return Err(ClassError::new("spec.sources", problem));
+        }
+        (_, true) => vec![Source {
+            name: String::new(),
+            provider: spec.provider,
+            parameters: spec.parameters.unwrap_or_default(),
+        }],
+        (false, false) => spec.sources,
+    };
+    let mut names = BTreeSet::new();
+    for (index, source) in sources.iter().enumerate() {
+        let field = |name: &str| match short || sources.len() == 1 && source.name.is_empty() {
+            true => format!("spec.{name}"),
+            false => format!("spec.sources[{index}].{name}"),
+        };
+        if source.provider.is_empty() {
+            return Err(ClassError::new(field("provider"), "is missing"));
+        }
+        if !names.insert(&source.name) {
+            return Err(ClassError::new(
+                field("name"),
+                "is the name of another source",
+            ));
+        }
+        let size: usize = source
+            .parameters
+            .iter()
+            .map(|(k, v)| k.len() + v.len())
+            .sum();
+        if size > MAX_PARAMETERS {
+            let problem = format!("has {size} bytes, {MAX_PARAMETERS} are allowed");
+            return Err(ClassError::new(field("parameters"), problem));
+        }
+    }
+    Ok(sources)
+}
+
+fn check_items(items: &[Item], sources: &[Source]) -> Result<(), ClassError> {
+    let mut paths = BTreeMap::new();
+    for (index, item) in items.iter().enumerate() {
+        if let Some(earlier) = paths.insert(&item.path, index) {
+            let problem = format!("{} is also the path of items[{earlier}]", item.path);
+            return Err(ClassError::new(
+                format!("spec.items[{index}].path"),
+                problem,
+            ));
+        }
+        if item.object.is_empty() {
+            return Err(ClassError::new(
+                format!("spec.items[{index}].object"),
+                "is empty",
+            ));
+        }
+        if let Some(source) = &item.source
+            && !sources.iter().any(|s| s.name == *source)
+        {
+            let problem = format!("there is no source {source:?}");
+            return Err(ClassError::new(
+                format!("spec.items[{index}].source"),
+                problem,
+            ));
+        }
+    }
+    for (index, item) in items.iter().enumerate() {
+        let folder = item
+            .path
+            .folders()
+            .find_map(|folder| paths.iter().find(|(path, _)| path.as_str() == folder));
+        if let Some((path, earlier)) = folder {
+            let problem = format!("needs a folder {path}, which is the file of items[{earlier}]");
+            return Err(ClassError::new(
+                format!("spec.items[{index}].path"),
+                problem,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Deserializes `value`; the error has the path of the field below `root`.
+fn at_path<T: for<'de> Deserialize<'de>>(root: &str, value: Value) -> Result<T, ClassError> {
+    // An empty `spec:` is null in YAML and means the same as none.
+    let value = if value.is_null() {
+        Value::Object(serde_json::Map::new())
+    } else {
+        value
+    };
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let field = match (root, path.as_str()) {
+            ("", ".") => "document".to_owned(),
+            (root, ".") => root.to_owned(),
+            ("", path) => path.to_owned(),
+            (root, path) => format!("{root}.{path}"),
+        };
+        ClassError::new(field, error.inner().to_string())
+    })
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(spec: &str) -> Result<SecretProviderClass, ClassError> {
+        let spec = spec.replace('\n', "\n  ");
+        let text = format!(
+            "apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\n\
+             metadata: {{name: shop, namespace: shop}}\nspec:\n  {spec}\n"
+        );
+        let mut documents = read_documents(&text)?;
+        assert_eq!(documents.len(), 1, "{text}");
+        documents.remove(0).class
+    }
+
+    #[test]
+    fn a_class_of_upstream_reads_as_it_always_did() {
+        let class = one(
+            "provider: vault\nparameters: {roleName: shop, objects: \"- objectName: a\"}\n\
+             secretObjects: [{secretName: s, type: Opaque, data: [{objectName: a, key: a}]}]",
+        )
+        .expect("good");
+        assert_eq!(class.name.to_string(), "shop/shop");
+        assert_eq!(class.sources.len(), 1);
+        assert_eq!(class.sources[0].provider, "vault");
+        assert_eq!(class.sources[0].parameters["roleName"], "shop");
+        assert_eq!(class.default_mode, Mode::DEFAULT);
+    }
+
+    #[test]
+    fn modes_are_read_as_kubernetes_reads_them() {
+        for (text, bits) in [
+            ("0400", 0o400),
+            ("0o400", 0o400),
+            ("256", 0o400),
+            ("0", 0),
+            ("0777", 0o777),
+        ] {
+            let class = one(&format!("provider: file\ndefaultMode: {text}")).expect(text);
+            assert_eq!(class.default_mode.bits(), bits, "{text}");
+        }
+        let json = r#"{"apiVersion":"secrets-store.csi.x-k8s.io/v1","kind":"SecretProviderClass",
+            "metadata":{"name":"a","namespace":"a"},"spec":{"provider":"file","defaultMode":256}}"#;
+        let class = read_documents(json)
+            .expect("good")
+            .remove(0)
+            .class
+            .expect("good");
+        assert_eq!(class.default_mode.bits(), 0o400);
+    }
+
+    #[test]
+    fn rule_p4_a_mode_outside_of_0777_is_refused() {
+        for bad in [
+            "01000",
+            "04755",
+            "02755",
+            "-1",
+            "2147483647",
+            "99999999999999",
+            "0.5",
+            "rw",
+            "\"0644\"",
+        ] {
+            for spec in [
+                format!("provider: file\ndefaultMode: {bad}"),
+                format!("provider: file\nitems: [{{object: a, path: a, mode: {bad}}}]"),
+            ] {
+                let error = one(&spec).expect_err(bad);
+                assert!(
+                    error.field == "spec.defaultMode" || error.field == "spec.items[0].mode",
+                    "{error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_with_its_path() {
+        for (spec, message) in [
+            ("parameters: {}", "spec.provider: is missing"),
+            ("", "spec.provider: is missing"),
+            (
+                "provider: [a]",
+                "spec.provider: invalid type: sequence, expected a string",
+            ),
+            (
+                "provider: a\nparamters: {}",
+                "spec.paramters: unknown field `paramters`",
+            ),
+            (
+                "provider: a\nparameters: {n: [1]}",
+                "spec.parameters.n: invalid type",
+            ),
+            (
+                "provider: a\nsources: [{name: b, provider: b}]",
+                "spec.sources: cannot stand beside",
+            ),
+            (
+                "sources: [{name: b, provider: b}, {name: b, provider: c}]",
+                "spec.sources[1].name: is the name",
+            ),
+            (
+                "sources: [{name: b}]",
+                "spec.sources[0]: missing field `provider`",
+            ),
+            (
+                "sources: [{name: b, provider: ''}]",
+                "spec.sources[0].provider: is missing",
+            ),
+            (
+                "provider: a\nitems: [{path: x}]",
+                "spec.items[0]: missing field `object`",
+            ),
+            (
+                "provider: a\nitems: [{object: x}]",
+                "spec.items[0]: missing field `path`",
+            ),
+            (
+                "provider: a\nitems: [{object: '', path: x}]",
+                "spec.items[0].object: is empty",
+            ),
+            (
+                "provider: a\nitems: [{object: x, path: ../x}]",
+                "spec.items[0].path: path \"../x\" starts with `..`",
+            ),
+            (
+                "provider: a\nitems: [{object: x, path: /x}]",
+                "spec.items[0].path: path \"/x\" is absolute",
+            ),
+            (
+                "provider: a\nitems: [{object: x, path: x, mod: 1}]",
+                "spec.items[0].mod: unknown field `mod`",
+            ),
+            (
+                "provider: a\nitems: [{object: x, path: x, source: z}]",
+                "spec.items[0].source: there is no source \"z\"",
+            ),
+        ] {
+            let error = one(spec).expect_err(spec).to_string();
+            assert!(
+                error.starts_with(message),
+                "{error}\nshould start with\n{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn rule_p3_two_items_on_one_path_are_refused() {
+        for (paths, message) in [
+            (
+                ["a", "a"],
+                "spec.items[1].path: a is also the path of items[0]",
+            ),
+            (
+                ["a", "a/b"],
+                "spec.items[1].path: needs a folder a, which is the file of items[0]",
+            ),
+            (
+                ["a/b/c", "a/b"],
+                "spec.items[0].path: needs a folder a/b, which is the file of items[1]",
+            ),
+        ] {
+            let [first, second] = paths;
+            let spec = format!(
+                "provider: a\nitems: [{{object: x, path: {first}}}, {{object: z, path: {second}}}]"
+            );
+            assert_eq!(one(&spec).expect_err(message).to_string(), message);
+        }
+        let fine = "provider: a\nitems: [{object: x, path: a/b}, {object: z, path: a-b}, {object: z, path: a/c}]";
+        assert_eq!(one(fine).expect("good").items.len(), 3);
+    }
+
+    #[test]
+    fn parameters_are_bounded() {
+        let at = |size: usize| {
+            one(&format!(
+                "provider: a\nparameters: {{p: {}}}",
+                "x".repeat(size - 1)
+            ))
+        };
+        assert!(at(MAX_PARAMETERS - 1).is_ok());
+        assert!(at(MAX_PARAMETERS).is_ok());
+        let error = at(MAX_PARAMETERS + 1).expect_err("too large");
+        assert_eq!(
+            error.to_string(),
+            "spec.parameters: has 65537 bytes, 65536 are allowed"
+        );
+    }
+
+    #[test]
+    fn a_file_holds_classes_among_other_things() {
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\n---\n\
+            apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\nmetadata: {name: a, namespace: ns}\nspec: {provider: file}\n---\n\
+            apiVersion: secrets-store.csi.x-k8s.io/v1alpha1\nkind: SecretProviderClass\nmetadata: {name: b, namespace: ns}\nspec: {provider: file, x: 1}\n---\n";
+        let documents = read_documents(text).expect("good");
+        let names: Vec<_> = documents
+            .iter()
+            .map(|d| (d.name.to_string(), d.class.is_ok()))
+            .collect();
+        assert_eq!(names, [("ns/a".to_owned(), true), ("ns/b".to_owned(), false)]);
+        assert!(read_documents("a: [").is_err());
+        assert!(read_documents("").expect("nothing").is_empty());
+    }
+
+    #[test]
+    fn the_hash_follows_the_spec() {
+        let hash = |spec: &str| one(spec).expect(spec).hash;
+        assert_eq!(
+            hash("provider: a\nparameters: {a: '1', b: '2'}"),
+            hash("parameters: {b: '2', a: '1'}\nprovider: a")
+        );
+        assert_ne!(hash("provider: a"), hash("provider: b"));
+        assert_ne!(hash("provider: a"), hash("provider: a\ndefaultMode: 0400"));
+    }
+}

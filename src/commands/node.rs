@@ -1,0 +1,18 @@
+//! `coffer node`: the driver.
+
+use crate::config::{Config, NodeArgs};
+use crate::{driver, privileges, telemetry};
+
+/// Runs the driver until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, with the setting or the right that is missing.
+pub fn run(args: NodeArgs) -> anyhow::Result<()> {
+    privileges::check_kernel()?;
+    // Before the first thread: rights are given up thread by thread.
+    privileges::shed(privileges::PluginSockets::OfRoot)?;
+    telemetry::start_logging(args.log_format, args.log_level);
+    let config = Config::try_from(args)?;
+    let runtime = super::runtime()?;
+    runtime.block_on(driver::run(config))
+}

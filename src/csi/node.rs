@@ -1,0 +1,275 @@
+//! The Node service: converts, calls, converts back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coffer_proto::csi::node_server::Node;
+use coffer_proto::csi::node_service_capability::{self, Rpc, rpc};
+use coffer_proto::csi::volume_usage::Unit;
+use coffer_proto::csi::{
+    NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
+    NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
+    NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
+    NodePublishVolumeResponse, NodeServiceCapability, NodeStageVolumeRequest,
+    NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse,
+    NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, VolumeUsage,
+};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+use tracing::{debug, error, info, warn};
+
+use super::convert;
+use super::status::status;
+use crate::error::{PublishError, Reason};
+use crate::publish::{Publisher, STORE_DEADLINE};
+use crate::volume::Outcome;
+
+pub(super) struct NodeService {
+    pub(super) node_id: String,
+    pub(super) publisher: Arc<Publisher>,
+    /// Operations outlive a caller who gives up: they end here.
+    pub(super) operations: TaskTracker,
+}
+
+#[tonic::async_trait]
+impl Node for NodeService {
+    async fn node_publish_volume(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let started = Instant::now();
+        let deadline = started + time_for_stores(request.metadata());
+        let request = request.into_inner();
+        let volume_id = request.volume_id.clone();
+        let rules = self.publisher.volumes().rules();
+        let done = match convert::publish_request(request, rules) {
+            Ok(request) => {
+                let publish = self.publisher.clone().publish(request, deadline);
+                self.to_its_end(publish).await?
+            }
+            Err(error) => Err(error),
+        };
+        let took = started.elapsed();
+        let counted = done
+            .as_ref()
+            .map(|outcome| *outcome)
+            .map_err(PublishError::reason);
+        self.publisher.metrics().published(&counted, took);
+        log_publish(&volume_id, &done, took);
+        match done {
+            Ok(_) => Ok(Response::new(NodePublishVolumeResponse {})),
+            Err(error) => Err(status(&error)),
+        }
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let started = Instant::now();
+        let request = request.into_inner();
+        let volume_id = request.volume_id.clone();
+        let rules = self.publisher.volumes().rules();
+        let done = match convert::unpublish_request(request, rules) {
+            Ok((volume_id, target)) => {
+                let unpublish = self.publisher.clone().unpublish(volume_id, target);
+                self.to_its_end(unpublish).await?
+            }
+            Err(error) => Err(error),
+        };
+        let counted = done.as_ref().map(|()| ()).map_err(PublishError::reason);
+        self.publisher.metrics().unpublished(&counted);
+        let duration_ms = started.elapsed().as_millis() as u64;
+        match done {
+            Ok(()) => {
+                info!(volume.id = %volume_id, duration_ms, "volume unpublished");
+                Ok(Response::new(NodeUnpublishVolumeResponse {}))
+            }
+            Err(error) => {
+                let reason = error.reason().as_str();
+                warn!(volume.id = %volume_id, reason, %error, duration_ms, "volume not unpublished");
+                Err(status(&error))
+            }
+        }
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        let request = request.into_inner();
+        if request.volume_id.is_empty() {
+            return Err(Status::invalid_argument("volume_id: is missing"));
+        }
+        if request.volume_path.is_empty() {
+            return Err(Status::invalid_argument("volume_path: is missing"));
+        }
+        let not_there = || Status::not_found("volume_path: there is no volume");
+        let volumes = self.publisher.volumes().clone();
+        let target = convert::target("volume_path", request.volume_path, volumes.rules());
+        let target = target.map_err(|_| not_there())?;
+        let usage = tokio::task::spawn_blocking(move || volumes.usage(&target)).await;
+        let usage = usage.map_err(|_| failed())?.map_err(|_| not_there())?;
+        let of = |unit, total: u64, free: u64| VolumeUsage {
+            available: free as i64,
+            total: total as i64,
+            used: total.saturating_sub(free) as i64,
+            unit: unit as i32,
+        };
+        Ok(Response::new(NodeGetVolumeStatsResponse {
+            usage: vec![
+                of(Unit::Bytes, usage.bytes, usage.bytes_free),
+                of(Unit::Inodes, usage.inodes, usage.inodes_free),
+            ],
+            volume_condition: None,
+        }))
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        let capability = |kind: rpc::Type| NodeServiceCapability {
+            r#type: Some(node_service_capability::Type::Rpc(Rpc {
+                r#type: kind as i32,
+            })),
+        };
+        Ok(Response::new(NodeGetCapabilitiesResponse {
+            capabilities: vec![
+                capability(rpc::Type::GetVolumeStats),
+                capability(rpc::Type::VolumeMountGroup),
+            ],
+        }))
+    }
+
+    async fn node_get_info(
+        &self,
+        _: Request<NodeGetInfoRequest>,
+    ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        Ok(Response::new(NodeGetInfoResponse {
+            node_id: self.node_id.clone(),
+            max_volumes_per_node: 0,
+            accessible_topology: None,
+        }))
+    }
+
+    async fn node_stage_volume(
+        &self,
+        _: Request<NodeStageVolumeRequest>,
+    ) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        Err(Status::unimplemented("inline volumes are not staged"))
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        _: Request<NodeUnstageVolumeRequest>,
+    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        Err(Status::unimplemented("inline volumes are not staged"))
+    }
+
+    async fn node_expand_volume(
+        &self,
+        _: Request<NodeExpandVolumeRequest>,
+    ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
+        Err(Status::unimplemented("secrets volumes do not grow"))
+    }
+}
+
+impl NodeService {
+    /// Runs an operation that a caller who gives up does not stop, and that takes only itself along
+    /// if it panics.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        operation: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Status> {
+        self.operations.spawn(operation).await.map_err(|error| {
+            error!(%error, "an operation failed inside the driver: please report this");
+            failed()
+        })
+    }
+}
+
+fn failed() -> Status {
+    Status::internal("the driver failed on this request: see its log on the node")
+}
+
+fn log_publish(volume_id: &str, done: &Result<Outcome, PublishError>, took: Duration) {
+    let duration_ms = took.as_millis() as u64;
+    match done {
+        Ok(Outcome::Unchanged) => debug!(volume.id = %volume_id, duration_ms, "volume republished"),
+        Ok(_) => info!(volume.id = %volume_id, duration_ms, "volume published"),
+        Err(error) => {
+            let reason = error.reason();
+            let detail = error.detail().unwrap_or_default();
+            match reason {
+                Reason::NodeFailure => {
+                    error!(volume.id = %volume_id, reason = reason.as_str(), %error, detail, duration_ms, "volume not published");
+                }
+                _ => {
+                    warn!(volume.id = %volume_id, reason = reason.as_str(), %error, detail, duration_ms, "volume not published");
+                }
+            }
+        }
+    }
+}
+
+/// The kubelet waits 2 minutes and says so in `grpc-timeout`. A few seconds of that are left for the
+/// answer to arrive.
+fn time_for_stores(metadata: &MetadataMap) -> Duration {
+    let timeout = metadata
+        .get("grpc-timeout")
+        .and_then(|value| value.to_str().ok());
+    let Some(timeout) = timeout.and_then(parse_timeout) else {
+        return STORE_DEADLINE;
+    };
+    let reserve = Duration::from_secs(5).min(timeout / 2);
+    STORE_DEADLINE.min(timeout - reserve)
+}
+
+/// At most eight digits and a unit (gRPC over HTTP/2, "Timeout").
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let value: u64 = Some(digits)
+        .filter(|digits| digits.len() <= 8)?
+        .parse()
+        .ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(value * 3600)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deadline_leaves_time_to_answer() {
+        let time = |timeout: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", timeout.parse().expect("ascii"));
+            time_for_stores(&metadata)
+        };
+        assert_eq!(time_for_stores(&MetadataMap::new()), STORE_DEADLINE);
+        for (timeout, seconds) in [
+            ("2M", 60.0),
+            ("119999999u", 60.0),
+            ("20S", 15.0),
+            ("4S", 2.0),
+            ("500m", 0.25),
+            ("nonsense", 60.0),
+            ("S", 60.0),
+            ("", 60.0),
+            ("123456789S", 60.0),
+        ] {
+            assert_eq!(time(timeout).as_secs_f64(), seconds, "{timeout}");
+        }
+    }
+}

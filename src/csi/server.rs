@@ -1,0 +1,173 @@
+//! The socket: who may connect, serving, and the way out.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use std::{fs, io};
+
+use coffer_proto::csi::identity_server::IdentityServer;
+use coffer_proto::csi::node_server::NodeServer;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use tracing::warn;
+
+use super::identity::IdentityService;
+use super::node::NodeService;
+use crate::publish::Publisher;
+
+/// How long operations have to end after the driver was told to.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// A socket that cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {}: {problem}", socket.display())]
+pub struct SocketError {
+    socket: PathBuf,
+    problem: String,
+}
+
+/// The CSI server, listening.
+pub struct CsiServer {
+    socket: PathBuf,
+    listener: UnixListener,
+}
+
+impl CsiServer {
+    /// Takes the socket: nobody but root and our own user can reach it.
+    ///
+    /// A folder that is not there is made; one that others may write to is refused, since they could
+    /// put a socket of theirs in its place.
+    ///
+    /// # Errors
+    /// Names the socket and what is in the way.
+    pub fn bind(socket: &Path) -> Result<Self, SocketError> {
+        let failed = |problem: String| SocketError {
+            socket: socket.to_owned(),
+            problem,
+        };
+        let io = |error: io::Error| failed(error.to_string());
+        let folder = socket
+            .parent()
+            .ok_or_else(|| failed("it has no folder".into()))?;
+        DirBuilder::new()
+            .mode(0o700)
+            .recursive(true)
+            .create(folder)
+            .map_err(io)?;
+        remove_stale(socket).map_err(io)?;
+        close_folder(folder).map_err(failed)?;
+        // The umask makes it 0700 at once; nobody can connect in between.
+        let listener = UnixListener::bind(socket).map_err(io)?;
+        fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(io)?;
+        Ok(Self {
+            socket: socket.to_owned(),
+            listener,
+        })
+    }
+
+    /// Serves until `stop`, then lets what has begun come to an end, and takes the socket away.
+    /// Volumes stay mounted.
+    ///
+    /// # Errors
+    /// When the server fails by itself.
+    pub async fn serve(
+        self,
+        driver_name: String,
+        node_id: String,
+        publisher: Arc<Publisher>,
+        stop: CancellationToken,
+    ) -> Result<(), tonic::transport::Error> {
+        let operations = TaskTracker::new();
+        let identity = IdentityService { driver_name };
+        let node = NodeService {
+            node_id,
+            publisher,
+            operations: operations.clone(),
+        };
+        let serve = Server::builder()
+            .add_service(IdentityServer::new(identity))
+            .add_service(NodeServer::new(node))
+            .serve_with_incoming_shutdown(Peers(self.listener), stop.clone().cancelled_owned());
+        let overdue = async {
+            stop.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let all_ended = async {
+            let served = serve.await;
+            operations.close();
+            operations.wait().await;
+            served
+        };
+        let served = tokio::select! {
+            served = all_ended => served,
+            () = overdue => {
+                warn!("operations were still running when the driver stopped");
+                Ok(())
+            }
+        };
+        let _ = fs::remove_file(&self.socket);
+        served
+    }
+}
+
+/// An earlier process may have left its socket behind; anything else is not ours to remove.
+fn remove_stale(socket: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(socket) {
+        Ok(found) if found.file_type().is_socket() => fs::remove_file(socket),
+        Ok(_) => Err(io::Error::other("something that is not a socket is there")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A folder that has nothing but our socket is closed to others; one that is shared with other files
+/// is left as it is, if others cannot write to it.
+fn close_folder(folder: &Path) -> Result<(), String> {
+    let text = |error: io::Error| error.to_string();
+    let found = fs::metadata(folder).map_err(text)?;
+    if fs::read_dir(folder).map_err(text)?.next().is_none() {
+        let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
+    } else if found.mode() & 0o022 != 0 {
+        return Err("others can write to its folder: put it into a folder of its own".into());
+    }
+    Ok(())
+}
+
+/// Connections of root and of our own user; others are closed before a byte is read.
+struct Peers(UnixListener);
+
+impl Stream for Peers {
+    type Item = io::Result<UnixStream>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match self.0.poll_accept(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok((stream, _))) => match may_connect(&stream) {
+                    Ok(()) => return Poll::Ready(Some(Ok(stream))),
+                    Err(problem) => warn!(problem, "connection to the CSI socket refused"),
+                },
+                // One connection that failed is no reason to stop listening.
+                Poll::Ready(Err(error)) => {
+                    warn!(%error, "connection to the CSI socket not accepted");
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+}
+
+fn may_connect(stream: &UnixStream) -> Result<(), String> {
+    let peer = stream.peer_cred().map_err(|error| error.to_string())?.uid();
+    match peer == 0 || peer == rustix::process::geteuid().as_raw() {
+        true => Ok(()),
+        false => Err(format!("uid {peer} is neither root nor the driver's own")),
+    }
+}

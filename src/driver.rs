@@ -1,0 +1,138 @@
+//! The composition root: builds everything, runs it, stops it in order.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use coffer_provider_file::FileProvider;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::catalog::Catalog;
+use crate::classes::Classes;
+use crate::config::Config;
+use crate::csi::CsiServer;
+use crate::payload::Limits;
+use crate::publish::Publisher;
+use crate::telemetry::Metrics;
+use crate::volume::Volumes;
+
+/// Runs the driver until SIGTERM or SIGINT. Volumes stay mounted when it ends.
+///
+/// # Errors
+/// When a part of it cannot start; everything that can be known at start is checked then.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let catalog = catalog(config.file_root.as_deref(), &config.limits)?;
+    let classes = Classes::follow(&config.classes)?;
+    let stop = stop_on_signals()?;
+    run_with(config, catalog, classes, stop).await
+}
+
+/// Runs the driver with these providers and classes until `stop`.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(
+    config: Config,
+    catalog: Catalog,
+    classes: Classes,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let volumes = Arc::new(Volumes::probe(config.rules.clone(), config.limits)?);
+    if !volumes.noswap() {
+        warn!(
+            "this kernel has no noswap for tmpfs: secrets can be written to swap where there is swap"
+        );
+    }
+    let metrics = Arc::new(Metrics::default());
+    let server = CsiServer::bind(&config.socket)?;
+    let http = match config.metrics {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
+    info!(?config, providers = ?catalog.names(), noswap = volumes.noswap(), "driver started");
+
+    let publisher = Publisher::new(classes, catalog, volumes, metrics.clone());
+    let serve = server.serve(config.driver_name, config.node_id, publisher, stop.clone());
+    let served = match http {
+        None => serve.await,
+        Some(http) => {
+            let http = tokio::spawn(serve_http(http, metrics, stop.clone()));
+            let served = serve.await;
+            stop.cancel();
+            let _ = http.await;
+            served
+        }
+    };
+    info!("driver stopped");
+    served.context("the CSI server failed")
+}
+
+/// Every provider of the process. Needs a tokio runtime.
+///
+/// # Errors
+/// When one of them cannot start with its settings.
+pub fn catalog(file_root: Option<&Path>, limits: &Limits) -> anyhow::Result<Catalog> {
+    let mut catalog = Catalog::default();
+    if let Some(root) = file_root {
+        let limits = coffer_provider_file::Limits {
+            bytes: limits.bytes,
+            files: limits.files,
+            ..Default::default()
+        };
+        let files = FileProvider::new(root, limits);
+        let files = files.with_context(|| format!("--file-root {}", root.display()))?;
+        catalog = catalog.with("file", Arc::new(files));
+    }
+    Ok(catalog)
+}
+
+/// `[::]` is every address, and on a node without IPv6 it is `0.0.0.0`.
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = match TcpListener::bind(address).await {
+        Err(_) if address.ip().is_unspecified() => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    let listener =
+        listener.with_context(|| format!("cannot listen on --metrics-addr {address}"))?;
+    info!(address = %listener.local_addr()?, "metrics and health served");
+    Ok(listener)
+}
+
+async fn serve_http(listener: TcpListener, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let healthy = || async { (StatusCode::OK, "ok\n") };
+    let routes = Router::new()
+        .route("/metrics", get(move || async move { metrics.text() }))
+        .route("/healthz", get(healthy))
+        .route("/readyz", get(healthy));
+    if let Err(error) = axum::serve(listener, routes)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+    {
+        warn!(%error, "metrics and health are not served any more");
+    }
+}
+
+fn stop_on_signals() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        info!("stopping: what has begun comes to its end, volumes stay mounted");
+        stopping.cancel();
+    });
+    Ok(stop)
+}

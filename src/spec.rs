@@ -1,0 +1,164 @@
+//! VolumeSpec: one class and one pod's volume attributes, resolved against the providers. No I/O.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use coffer_provider::{ObjectRef, Parameters, Source};
+use sha2::{Digest, Sha256};
+
+use crate::class::{Item, Mode, SecretProviderClass};
+
+/// What to fetch for a volume, and where it goes.
+pub struct VolumeSpec {
+    class: Arc<SecretProviderClass>,
+    sources: Vec<VolumeSource>,
+}
+
+/// One source of a volume.
+pub struct VolumeSource {
+    /// Its name in the class; empty in the short form.
+    pub name: String,
+    /// The provider's name.
+    pub provider: String,
+    /// What is asked of the provider.
+    pub source: Arc<dyn Source>,
+    /// The objects that the volume needs of it.
+    pub objects: Vec<ObjectRef>,
+}
+
+impl VolumeSpec {
+    /// Puts a class and its resolved sources together: of each source, only what is projected.
+    #[must_use]
+    pub fn new(class: Arc<SecretProviderClass>, sources: Vec<Arc<dyn Source>>) -> Self {
+        let resolved = class.sources.iter().zip(sources);
+        let sources = resolved.map(|(declared, source)| VolumeSource {
+            objects: needed(&class.items, &declared.name, source.objects()),
+            name: declared.name.clone(),
+            provider: declared.provider.clone(),
+            source,
+        });
+        Self {
+            sources: sources.collect(),
+            class,
+        }
+    }
+
+    /// The sources, in the order of the class.
+    #[must_use]
+    pub fn sources(&self) -> &[VolumeSource] {
+        &self.sources
+    }
+
+    /// What is projected; everything, where empty.
+    #[must_use]
+    pub fn items(&self) -> &[Item] {
+        &self.class.items
+    }
+
+    /// The mode of files without one of their own.
+    #[must_use]
+    pub fn default_mode(&self) -> Mode {
+        self.class.default_mode
+    }
+
+    /// Changes whenever the spec of the class does.
+    #[must_use]
+    pub fn class_hash(&self) -> &str {
+        &self.class.hash
+    }
+}
+
+impl VolumeSource {
+    /// The name of an object in the record of a volume: short, whatever the store calls it.
+    #[must_use]
+    pub fn object_key(&self, object: &ObjectRef) -> String {
+        let mut hash = Sha256::new();
+        for part in [&self.name, &self.provider, &object.request] {
+            hash.update(part);
+            hash.update([0]);
+        }
+        hash.finalize()[..8]
+            .iter()
+            .fold(String::new(), |mut key, byte| {
+                let _ = write!(key, "{byte:02x}");
+                key
+            })
+    }
+}
+
+/// An item can name an object, or a file of an object that is a folder or a whole source.
+fn needed(items: &[Item], source: &str, objects: &[ObjectRef]) -> Vec<ObjectRef> {
+    let gives = |object: &ObjectRef, file: &str| match file.strip_prefix(&object.name) {
+        Some(rest) => object.name.is_empty() || rest.is_empty() || rest.starts_with('/'),
+        None => false,
+    };
+    let is_needed = |object: &&ObjectRef| {
+        items.is_empty()
+            || items
+                .iter()
+                .filter(|item| item.source.as_ref().is_none_or(|name| name == source))
+                .any(|item| gives(object, &item.object))
+    };
+    objects.iter().filter(is_needed).cloned().collect()
+}
+
+/// What a provider gets to see: the parameters of the class, and of the pod's attributes those that
+/// the class leaves open. The author of a class can rely on what it says.
+#[must_use]
+pub fn merge(class: &Parameters, attributes: &BTreeMap<String, String>) -> Parameters {
+    let mut merged = attributes.clone();
+    merged.extend(
+        class
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone())),
+    );
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_projected_is_read() {
+        let object = |name: &str| ObjectRef {
+            name: name.into(),
+            request: name.into(),
+        };
+        let item = |object: &str, source: Option<&str>| Item {
+            source: source.map(Into::into),
+            object: object.into(),
+            key: None,
+            path: crate::volume_path::VolumePath::new("x").expect("good"),
+            mode: None,
+        };
+        let objects = [object("db"), object("tls"), object("db2")];
+        let names = |items: &[Item]| -> Vec<String> {
+            let needed = needed(items, "a", &objects);
+            needed.into_iter().map(|object| object.name).collect()
+        };
+        assert_eq!(names(&[]), ["db", "tls", "db2"]);
+        assert_eq!(names(&[item("db", None)]), ["db"]);
+        assert_eq!(names(&[item("tls/tls.key", Some("a"))]), ["tls"]);
+        assert!(names(&[item("db", Some("b"))]).is_empty());
+        let whole = [object("")];
+        assert_eq!(needed(&[item("any/file", None)], "a", &whole), whole);
+    }
+
+    #[test]
+    fn rule_d10_the_class_wins_over_the_attributes_of_the_pod() {
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            let pairs = pairs.iter();
+            pairs
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect()
+        };
+        let merged = merge(
+            &map(&[("role", "class"), ("objects", "a")]),
+            &map(&[("role", "pod"), ("extra", "pod")]),
+        );
+        let expected = map(&[("extra", "pod"), ("objects", "a"), ("role", "class")]);
+        assert_eq!(merged, expected);
+    }
+}

@@ -1,0 +1,287 @@
+//! Logs and metrics: their format, their names, and what must not get into them.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tracing::Level;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::LogFormat;
+use crate::error::{PublishError, Reason};
+use crate::volume::Outcome;
+
+/// Starts logging to standard output.
+///
+/// `level` is for our own crates. Every other crate is capped here, and no environment variable can
+/// raise it: h2 prints header frames at trace level, and headers carry tokens.
+pub fn start_logging(format: LogFormat, level: Level) {
+    let filter = targets(level);
+    let registry = tracing_subscriber::registry().with(filter);
+    match format {
+        LogFormat::Json => {
+            let layer = tracing_subscriber::fmt::layer().json().flatten_event(true);
+            registry.with(layer).init();
+        }
+        LogFormat::Text => {
+            let layer = tracing_subscriber::fmt::layer().with_ansi(false);
+            registry.with(layer).init();
+        }
+    }
+}
+
+fn targets(level: Level) -> Targets {
+    Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_targets([
+            ("h2", LevelFilter::ERROR),
+            ("hyper", LevelFilter::ERROR),
+            ("tonic", LevelFilter::ERROR),
+        ])
+        .with_target("coffer", level)
+        .with_target("coffer_provider", level)
+        .with_target("coffer_provider_file", level)
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProviderLabels {
+    provider: &'static str,
+    os_type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ErrorLabels {
+    error_type: &'static str,
+    os_type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RotationLabels {
+    provider: &'static str,
+    os_type: &'static str,
+    rotated: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+/// What is counted. Names that secrets-store-csi-driver has are the same here; labels are closed lists:
+/// providers, reasons, outcomes.
+pub struct Metrics {
+    registry: Registry,
+    publishes: Family<OutcomeLabels, Counter>,
+    publish_errors: Family<ErrorLabels, Counter>,
+    publish_seconds: Histogram,
+    unpublishes: Counter,
+    unpublish_errors: Family<ErrorLabels, Counter>,
+    rotations: Family<RotationLabels, Counter>,
+    rotation_errors: Family<ProviderLabels, Counter>,
+    rotation_seconds: Histogram,
+    /// Volumes that are published on the node.
+    pub volumes: Gauge,
+}
+
+const LINUX: &str = "linux";
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // From a cached publish to a store that takes its time.
+        let buckets = [
+            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0,
+        ];
+        let mut metrics = Self {
+            registry: Registry::default(),
+            publishes: Family::default(),
+            publish_errors: Family::default(),
+            publish_seconds: Histogram::new(buckets),
+            unpublishes: Counter::default(),
+            unpublish_errors: Family::default(),
+            rotations: Family::default(),
+            rotation_errors: Family::default(),
+            rotation_seconds: Histogram::new(buckets),
+            volumes: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "node_publish",
+            "Publishes that succeeded, by what they did to the volume",
+            self.publishes.clone(),
+        );
+        registry.register(
+            "node_publish_error",
+            "Publishes that failed, by reason",
+            self.publish_errors.clone(),
+        );
+        registry.register(
+            "node_publish_duration_seconds",
+            "How long publishes took",
+            self.publish_seconds.clone(),
+        );
+        registry.register(
+            "node_unpublish",
+            "Unpublishes that succeeded",
+            self.unpublishes.clone(),
+        );
+        registry.register(
+            "node_unpublish_error",
+            "Unpublishes that failed, by reason",
+            self.unpublish_errors.clone(),
+        );
+        registry.register(
+            "rotation_reconcile",
+            "Looks at the stores of a published volume that succeeded",
+            self.rotations.clone(),
+        );
+        registry.register(
+            "rotation_reconcile_error",
+            "Looks at the stores of a published volume that failed",
+            self.rotation_errors.clone(),
+        );
+        registry.register(
+            "rotation_reconcile_duration_sec",
+            "How long looks at the stores of a published volume took",
+            self.rotation_seconds.clone(),
+        );
+        registry.register(
+            "coffer_volumes",
+            "Volumes that are published on the node",
+            self.volumes.clone(),
+        );
+    }
+
+    /// Counts a publish or a republish.
+    pub fn published(&self, done: &Result<Outcome, Reason>, took: Duration) {
+        self.publish_seconds.observe(took.as_secs_f64());
+        match done {
+            Ok(outcome) => {
+                let labels = OutcomeLabels {
+                    outcome: outcome.as_str(),
+                };
+                self.publishes.get_or_create(&labels).inc();
+            }
+            Err(reason) => {
+                self.publish_errors
+                    .get_or_create(&error_labels(*reason))
+                    .inc();
+            }
+        }
+    }
+
+    /// Counts an unpublish.
+    pub fn unpublished(&self, done: &Result<(), Reason>) {
+        match done {
+            Ok(()) => {
+                self.unpublishes.inc();
+            }
+            Err(reason) => {
+                self.unpublish_errors
+                    .get_or_create(&error_labels(*reason))
+                    .inc();
+            }
+        }
+    }
+
+    /// Counts a look at the stores of a published volume.
+    pub fn rotated<T>(
+        &self,
+        provider: &'static str,
+        looked: &Result<(Outcome, T), PublishError>,
+        took: Duration,
+    ) {
+        self.rotation_seconds.observe(took.as_secs_f64());
+        match looked {
+            Ok((outcome, _)) => {
+                let labels = RotationLabels {
+                    provider,
+                    os_type: LINUX,
+                    rotated: if *outcome == Outcome::Rotated {
+                        "true"
+                    } else {
+                        "false"
+                    },
+                };
+                self.rotations.get_or_create(&labels).inc();
+            }
+            Err(_) => {
+                let labels = ProviderLabels {
+                    provider,
+                    os_type: LINUX,
+                };
+                self.rotation_errors.get_or_create(&labels).inc();
+            }
+        }
+    }
+
+    /// Everything, as a scrape wants it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a String takes everything");
+        text
+    }
+}
+
+fn error_labels(reason: Reason) -> ErrorLabels {
+    ErrorLabels {
+        error_type: reason.as_str(),
+        os_type: LINUX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_o2_the_levels_of_other_crates_are_capped() {
+        let targets = targets(Level::TRACE);
+        for ours in ["coffer", "coffer::publish", "coffer_provider_file::watch"] {
+            assert!(targets.would_enable(ours, &Level::TRACE), "{ours}");
+        }
+        for theirs in [
+            "h2::codec",
+            "hyper::proto",
+            "tonic::transport",
+            "rustls",
+            "notify",
+            "tower",
+        ] {
+            assert!(!targets.would_enable(theirs, &Level::INFO), "{theirs}");
+        }
+        assert!(!targets.would_enable("h2::codec", &Level::WARN));
+    }
+
+    #[test]
+    fn a_scrape_has_upstreams_names() {
+        let metrics = Metrics::default();
+        metrics.published(&Ok(Outcome::Mounted), Duration::from_millis(3));
+        metrics.published(&Err(Reason::ClassNotFound), Duration::from_millis(3));
+        metrics.unpublished(&Ok(()));
+        let text = metrics.text();
+        for line in [
+            "node_publish_total{outcome=\"mounted\"} 1",
+            "node_publish_error_total{error_type=\"ClassNotFound\",os_type=\"linux\"} 1",
+            "node_unpublish_total 1",
+            "coffer_volumes 0",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

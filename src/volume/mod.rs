@@ -1,0 +1,343 @@
+//! The edge to the kernel: what the core may ask of the node, and nothing else touches a target path.
+//!
+//! Everything here blocks; callers stay off the async threads. Whoever calls holds the volume's turn:
+//! two operations on one target never overlap.
+
+mod generation;
+mod mount;
+mod record;
+mod target;
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
+
+pub use record::{HeldObject, LAYOUT, Record};
+pub use target::{TargetPath, TargetPathError, TargetRules};
+
+use crate::error::Reason;
+use crate::payload::{Limits, Payload};
+use mount::{Built, Marks};
+
+/// The volumes of this node.
+pub struct Volumes {
+    rules: TargetRules,
+    limits: Limits,
+    marks: Marks,
+    noswap: bool,
+}
+
+/// What an operation did to a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// There was none, and now there is.
+    Mounted,
+    /// It has another generation now.
+    Rotated,
+    /// Nothing was touched.
+    Unchanged,
+    /// Nothing was touched, since readers may still be in the generation before the present one: try
+    /// again after this time.
+    TooSoon(Duration),
+}
+
+/// What is at a target path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing of ours.
+    Absent,
+    /// A whole volume, with its record where the kernel lets us keep one.
+    Complete(Option<Record>),
+}
+
+/// Bytes and inodes of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes that the volume can hold.
+    pub bytes: u64,
+    /// Bytes that are free.
+    pub bytes_free: u64,
+    /// Inodes that the volume can hold.
+    pub inodes: u64,
+    /// Inodes that are free.
+    pub inodes_free: u64,
+}
+
+/// What the node did not let us do. Whatever it was, a volume that was complete still is.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// Something is at the target path that must not be touched.
+    #[error("target path {target}: {problem}")]
+    Refused {
+        /// The target path.
+        target: TargetPath,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The folder of the volume is not there: the kubelet makes it before it calls.
+    #[error("target path {0}: its parent folder does not exist")]
+    NoParent(TargetPath),
+    /// The volume is gone from under us.
+    #[error("target path {0}: the volume is no longer mounted")]
+    NotMounted(TargetPath),
+    /// A system call failed.
+    #[error("target path {target}: cannot {step} it: {errno}")]
+    Kernel {
+        /// The target path.
+        target: TargetPath,
+        /// What was tried.
+        step: &'static str,
+        /// What the kernel said.
+        errno: Errno,
+    },
+}
+
+impl VolumeError {
+    /// The one word for it.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Refused { .. } | Self::NoParent(_) => Reason::TargetRefused,
+            Self::NotMounted(_) => Reason::NodeFailure,
+            Self::Kernel { errno, .. } => match *errno {
+                Errno::NOSPC | Errno::DQUOT => Reason::TooLarge,
+                Errno::NOMEM | Errno::MFILE | Errno::NFILE => Reason::NodeExhausted,
+                _ => Reason::NodeFailure,
+            },
+        }
+    }
+}
+
+/// Why this node cannot hold volumes.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step} a tmpfs: {errno}; the driver needs CAP_SYS_ADMIN and Linux 5.10 or later")]
+pub struct ProbeError {
+    step: &'static str,
+    errno: Errno,
+}
+
+impl Volumes {
+    /// Tries on a tmpfs that nobody sees what this kernel and these rights allow.
+    ///
+    /// # Errors
+    /// When a tmpfs cannot be made at all.
+    pub fn probe(rules: TargetRules, limits: Limits) -> Result<Self, ProbeError> {
+        let (noswap, marks) = mount::probe()?;
+        Ok(Self {
+            rules,
+            limits,
+            marks,
+            noswap,
+        })
+    }
+
+    /// Whether the kernel keeps these volumes out of swap.
+    #[must_use]
+    pub fn noswap(&self) -> bool {
+        self.noswap
+    }
+
+    /// Whether volumes can be taken over from an earlier process.
+    #[must_use]
+    pub fn adopts(&self) -> bool {
+        matches!(self.marks, Marks::Recorded)
+    }
+
+    /// Which target paths are taken.
+    #[must_use]
+    pub fn rules(&self) -> &TargetRules {
+        &self.rules
+    }
+
+    /// What may be in one volume.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Looks at a target.
+    ///
+    /// # Errors
+    /// [`VolumeError::Refused`] for something that is not ours and not an empty folder of root's.
+    pub fn state(&self, target: &TargetPath) -> Result<State, VolumeError> {
+        let Some(parent) = target.open_parent()? else {
+            return Ok(State::Absent);
+        };
+        match target.open_in(&parent)? {
+            None => Ok(State::Absent),
+            Some(found) => self.look(target, &found),
+        }
+    }
+
+    fn look(&self, target: &TargetPath, found: &OwnedFd) -> Result<State, VolumeError> {
+        let seen = mount::look(found).map_err(|errno| target.failed("look at", errno))?;
+        if !seen.mount_root {
+            return generation::check_empty(target, found).map(|()| State::Absent);
+        }
+        let ours = match seen.tmpfs {
+            true => self.marks.read(found, seen.device),
+            false => Ok(None),
+        };
+        match ours.map_err(|errno| target.failed("read the record of", errno))? {
+            Some(record) => Ok(State::Complete(record)),
+            None => Err(target.refused("something else is mounted there")),
+        }
+    }
+
+    /// Makes a volume that is not there yet: built where nobody can see it, filled, and attached whole
+    /// with one call. Whatever fails, nothing is mounted and a folder that was made for it is gone.
+    ///
+    /// # Errors
+    /// See [`VolumeError`].
+    pub fn mount(
+        &self,
+        target: &TargetPath,
+        payload: &Payload,
+        record: &Record,
+    ) -> Result<Outcome, VolumeError> {
+        let built = mount::build(&self.limits, self.noswap)
+            .map_err(|failed| target.failed(failed.step, failed.errno))?;
+        generation::fill(&built.root, payload).map_err(|errno| target.failed("fill", errno))?;
+        let marked = self.marks.record(&built.root, record);
+        marked.map_err(|errno| target.failed("mark", errno))?;
+
+        let parent = target.open_parent()?;
+        let parent = parent.ok_or_else(|| VolumeError::NoParent(target.clone()))?;
+        let made = match rustix::fs::mkdirat(&parent, target.leaf(), Mode::from_bits_retain(0o750))
+        {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(errno) => return Err(target.failed("make the folder of", errno)),
+        };
+        self.attach(target, &parent, &built).inspect_err(|_| {
+            // Before a first success a final error may never be followed by an unpublish.
+            if made {
+                let _ = rustix::fs::unlinkat(&parent, target.leaf(), AtFlags::REMOVEDIR);
+            }
+        })?;
+        Ok(Outcome::Mounted)
+    }
+
+    fn attach(
+        &self,
+        target: &TargetPath,
+        parent: &OwnedFd,
+        built: &Built,
+    ) -> Result<(), VolumeError> {
+        let folder = target.open_in(parent)?;
+        let folder = folder.ok_or_else(|| VolumeError::NotMounted(target.clone()))?;
+        match self.look(target, &folder)? {
+            State::Complete(_) => Err(target.refused("a volume is mounted there already")),
+            State::Absent => mount::attach(built, &folder)
+                .and_then(|()| self.marks.remember(&built.root))
+                .map_err(|errno| target.failed("attach", errno)),
+        }
+    }
+
+    /// Gives a volume its next generation, if that differs from the present one in anything.
+    ///
+    /// # Errors
+    /// The present generation stays, whatever happened. [`VolumeError::NotMounted`] when there is no
+    /// volume of ours: nothing is ever written into the folder below.
+    pub fn rotate(
+        &self,
+        target: &TargetPath,
+        payload: &Payload,
+        record: &Record,
+    ) -> Result<Outcome, VolumeError> {
+        let root = self.open_volume(target)?;
+        let outcome =
+            generation::replace(&root, payload).map_err(|errno| target.failed("rotate", errno))?;
+        if outcome == Outcome::Rotated {
+            // After the switch: a record that lags behind costs one comparison, one that runs ahead
+            // would leave old contents for good. Not where nothing changed, since whoever watches the
+            // volume would be woken for it.
+            let recorded = self.marks.record(&root, record);
+            recorded.map_err(|errno| target.failed("mark", errno))?;
+        }
+        Ok(outcome)
+    }
+
+    /// Removes what an earlier generation or a crash left in a volume, once no reader can be in it.
+    ///
+    /// # Errors
+    /// As [`Self::rotate`].
+    pub fn sweep(&self, target: &TargetPath) -> Result<Outcome, VolumeError> {
+        let root = self.open_volume(target)?;
+        generation::sweep(&root).map_err(|errno| target.failed("sweep", errno))
+    }
+
+    /// Takes a volume away: every mount at the target, then the folder. There need not be any.
+    ///
+    /// # Errors
+    /// [`VolumeError::Refused`] when files lie in the folder itself: nothing is deleted there.
+    pub fn unmount(&self, target: &TargetPath) -> Result<(), VolumeError> {
+        let Some(parent) = target.open_parent()? else {
+            return Ok(());
+        };
+        while let Some(found) = target.open_in(&parent)? {
+            let seen = mount::look(&found).map_err(|errno| target.failed("look at", errno))?;
+            if !seen.mount_root {
+                break;
+            }
+            self.marks.forget(seen.device);
+            drop(found);
+            mount::detach(&parent, target.leaf())
+                .map_err(|errno| target.failed("unmount", errno))?;
+        }
+        match rustix::fs::unlinkat(&parent, target.leaf(), AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Err(target.refused(
+                "files lie in the folder itself, below the volume: look at them and remove them",
+            )),
+            Err(errno) => Err(target.failed("remove the folder of", errno)),
+        }
+    }
+
+    /// How full a volume is.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotMounted`] when there is no volume of ours.
+    pub fn usage(&self, target: &TargetPath) -> Result<Usage, VolumeError> {
+        let root = self.open_volume(target)?;
+        let stats = rustix::fs::fstatvfs(&root).map_err(|errno| target.failed("measure", errno))?;
+        Ok(Usage {
+            bytes: stats.f_blocks * stats.f_frsize,
+            bytes_free: stats.f_bfree * stats.f_frsize,
+            inodes: stats.f_files,
+            inodes_free: stats.f_ffree,
+        })
+    }
+
+    /// Every volume of ours that is mounted, left by an earlier process.
+    pub fn adoptable(&self) -> impl Iterator<Item = TargetPath> {
+        let targets = target::all_below(&self.rules).into_iter();
+        targets.filter(|target| matches!(self.state(target), Ok(State::Complete(_))))
+    }
+
+    /// Opens the root of a volume, once it is certain that it is one: a tmpfs, and ours.
+    fn open_volume(&self, target: &TargetPath) -> Result<OwnedFd, VolumeError> {
+        let gone = || VolumeError::NotMounted(target.clone());
+        let parent = target.open_parent()?.ok_or_else(gone)?;
+        let root = target.open_in(&parent)?.ok_or_else(gone)?;
+        match self.look(target, &root)? {
+            State::Complete(_) => Ok(root),
+            State::Absent => Err(gone()),
+        }
+    }
+}
+
+impl Outcome {
+    /// The word for logs and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mounted => "mounted",
+            Self::Rotated => "rotated",
+            Self::Unchanged => "unchanged",
+            Self::TooSoon(_) => "too_soon",
+        }
+    }
+}

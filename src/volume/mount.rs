@@ -1,0 +1,179 @@
+//! tmpfs: built detached, recognised by its mark, attached once, detached for good.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, Mode, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+};
+
+use super::target::{BENEATH, DIRECTORY};
+use super::{LAYOUT, ProbeError, Record};
+use crate::payload::Limits;
+
+/// What mountinfo shows as the source: whose volume it is, and how its files lie.
+const SOURCE: &str = "coffer-1";
+
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+const PAGE: usize = 4096;
+
+/// The step that failed, and how.
+pub(super) struct Failed {
+    pub(super) step: &'static str,
+    pub(super) errno: Errno,
+}
+
+/// How a volume is known to be ours.
+pub(super) enum Marks {
+    /// By the record on its root: it outlives this process.
+    Recorded,
+    /// By its device number, remembered: a user namespace has no `trusted.` attributes.
+    Remembered(Mutex<HashSet<Device>>),
+}
+
+/// The device number of a mounted tmpfs: no other mounted filesystem has it.
+pub(super) type Device = (u32, u32);
+
+impl Marks {
+    /// Whether the tmpfs is ours, and its record where there is one.
+    pub(super) fn read(
+        &self,
+        root: &OwnedFd,
+        device: Device,
+    ) -> Result<Option<Option<Record>>, Errno> {
+        match self {
+            Self::Recorded => Ok(Record::read(root)?.map(Some)),
+            Self::Remembered(devices) => Ok(lock(devices).contains(&device).then_some(None)),
+        }
+    }
+
+    /// Writes the record of a volume; before a new one is attached, it makes the volume ours.
+    pub(super) fn record(&self, root: &OwnedFd, record: &Record) -> Result<(), Errno> {
+        match self {
+            Self::Recorded => record.write(root),
+            Self::Remembered(_) => Ok(()),
+        }
+    }
+
+    /// Remembers a volume that was just attached.
+    pub(super) fn remember(&self, root: &OwnedFd) -> Result<(), Errno> {
+        if let Self::Remembered(devices) = self {
+            lock(devices).insert(look(root)?.device);
+        }
+        Ok(())
+    }
+
+    pub(super) fn forget(&self, device: Device) {
+        if let Self::Remembered(devices) = self {
+            lock(devices).remove(&device);
+        }
+    }
+}
+
+fn lock(devices: &Mutex<HashSet<Device>>) -> MutexGuard<'_, HashSet<Device>> {
+    devices.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Finds out on a tmpfs that is never attached whether there is `noswap`, and how to mark.
+pub(super) fn probe() -> Result<(bool, Marks), ProbeError> {
+    let limits = Limits::default();
+    let (noswap, scratch) = match build(&limits, true) {
+        Ok(scratch) => (true, scratch),
+        // Before 6.4 the option is not known; in a user namespace it is not allowed.
+        Err(_) => {
+            let scratch = build(&limits, false);
+            let scratch = scratch.map_err(|Failed { step, errno }| ProbeError { step, errno })?;
+            (false, scratch)
+        }
+    };
+    let record = Record {
+        layout: LAYOUT,
+        class: String::new(),
+        objects: Default::default(),
+    };
+    let marks = match record.write(&scratch.root) {
+        Ok(()) => Marks::Recorded,
+        Err(_) => Marks::Remembered(Mutex::default()),
+    };
+    Ok((noswap, marks))
+}
+
+/// A tmpfs that is not attached anywhere: it goes with its descriptors.
+pub(super) struct Built {
+    /// The mount, to attach; as good as a path, so nothing can be read or written with it.
+    mount: OwnedFd,
+    /// The root folder, to fill.
+    pub(super) root: OwnedFd,
+}
+
+/// Makes an empty tmpfs.
+///
+/// Three generations fit: the present one, the one before it that readers may still be in, and the
+/// next.
+pub(super) fn build(limits: &Limits, noswap: bool) -> Result<Built, Failed> {
+    let at = |step| move |errno| Failed { step, errno };
+    // Each file ends in a page of its own.
+    let size = 3 * (limits.bytes + limits.files * PAGE) + 16 * PAGE;
+    let inodes = 3 * limits.entries() + limits.files + 64;
+
+    let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(at("open a tmpfs for"))?;
+    let fd = tmpfs.as_fd();
+    for (key, value) in [
+        ("source", SOURCE.to_owned()),
+        ("size", size.to_string()),
+        ("nr_inodes", inodes.to_string()),
+        ("mode", "0755".to_owned()),
+    ] {
+        fsconfig_set_string(fd, key, value).map_err(at("configure a tmpfs for"))?;
+    }
+    if noswap {
+        fsconfig_set_flag(fd, "noswap").map_err(at("configure a tmpfs for"))?;
+    }
+    fsconfig_create(fd).map_err(at("create a tmpfs for"))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mount =
+        fsmount(fd, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(at("make a mount for"))?;
+    let root =
+        rustix::fs::openat2(&mount, ".", DIRECTORY, Mode::empty(), BENEATH).map_err(at("open"))?;
+    Ok(Built { mount, root })
+}
+
+/// Attaches a built tmpfs on `folder`: the one moment at which the volume appears.
+///
+/// Both ends are descriptors, so nothing that happens to the path meanwhile can lead it elsewhere. In
+/// a mount namespace with shared propagation the host sees it at the same moment.
+pub(super) fn attach(built: &Built, folder: &OwnedFd) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(&built.mount, "", folder, "", flags)
+}
+
+/// Takes away the topmost mount at `name` in `parent`. A container that still holds a file keeps that
+/// one file until it closes it.
+pub(super) fn detach(parent: &OwnedFd, name: &str) -> Result<(), Errno> {
+    // umount2 knows no descriptors; this is the parent that was walked to, whatever its path is by now.
+    let path = format!("/proc/self/fd/{}/{name}", parent.as_raw_fd());
+    unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+}
+
+/// What an open folder is.
+pub(super) struct Seen {
+    pub(super) mount_root: bool,
+    pub(super) tmpfs: bool,
+    pub(super) device: Device,
+}
+
+pub(super) fn look(folder: &OwnedFd) -> Result<Seen, Errno> {
+    let stat = rustix::fs::statx(folder, "", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+    let mount_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    Ok(Seen {
+        mount_root,
+        tmpfs: mount_root && rustix::fs::fstatfs(folder)?.f_type == TMPFS_MAGIC,
+        device: (stat.stx_dev_major, stat.stx_dev_minor),
+    })
+}
