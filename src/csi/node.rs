@@ -52,10 +52,7 @@ impl Node for NodeService {
             Err(error) => Err(error),
         };
         let took = started.elapsed();
-        let counted = done
-            .as_ref()
-            .map(|outcome| *outcome)
-            .map_err(PublishError::reason);
+        let counted = done.as_ref().copied().map_err(PublishError::reason);
         self.publisher.metrics().published(&counted, took);
         log_publish(&volume_id, &done, took);
         match done {
@@ -79,7 +76,7 @@ impl Node for NodeService {
             }
             Err(error) => Err(error),
         };
-        let counted = done.as_ref().map(|()| ()).map_err(PublishError::reason);
+        let counted = done.as_ref().copied().map_err(PublishError::reason);
         self.publisher.metrics().unpublished(&counted);
         let duration_ms = started.elapsed().as_millis() as u64;
         match done {

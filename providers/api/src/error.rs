@@ -31,8 +31,12 @@ pub enum ErrorKind {
 /// `Display` is one sentence for the owner of the pod: the same for the same cause, without request
 /// ids, times or values. What only an operator needs goes into the detail, which is logged on the node.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct ProviderError {
+#[error("{}", .0.message)]
+pub struct ProviderError(Box<Parts>);
+
+/// Behind a pointer, so that results that hold an error stay small.
+#[derive(Clone, Debug)]
+struct Parts {
     kind: ErrorKind,
     message: String,
     detail: Option<String>,
@@ -42,12 +46,12 @@ pub struct ProviderError {
 impl ProviderError {
     /// An error with a sentence; it is cleaned with [`clean_text`].
     pub fn new(kind: ErrorKind, message: impl AsRef<str>) -> Self {
-        Self {
+        Self(Box::new(Parts {
             kind,
             message: clean_text(message.as_ref(), MAX_MESSAGE),
             detail: None,
             retry_after: None,
-        }
+        }))
     }
 
     /// A parameter that cannot be: `field` is its path below the source, as in `parameters.objects[2].path`.
@@ -61,33 +65,33 @@ impl ProviderError {
     /// Adds what only the log of the node gets, such as a request id.
     #[must_use]
     pub fn with_detail(mut self, detail: impl AsRef<str>) -> Self {
-        self.detail = Some(clean_text(detail.as_ref(), 4 * MAX_MESSAGE));
+        self.0.detail = Some(clean_text(detail.as_ref(), 4 * MAX_MESSAGE));
         self
     }
 
     /// Adds the time for which the store does not want to be asked again.
     #[must_use]
     pub fn with_retry_after(mut self, after: Duration) -> Self {
-        self.retry_after = Some(after);
+        self.0.retry_after = Some(after);
         self
     }
 
     /// What went wrong.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        self.0.kind
     }
 
     /// What only the log gets.
     #[must_use]
     pub fn detail(&self) -> Option<&str> {
-        self.detail.as_deref()
+        self.0.detail.as_deref()
     }
 
     /// How long the store wants to be left alone.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
+        self.0.retry_after
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -138,10 +138,7 @@ impl Follower {
         for path in &event.paths {
             let below = path.strip_prefix(&self.watched).unwrap_or(Path::new(""));
             match below.components().next() {
-                Some(Component::Normal(first)) if !first.as_encoded_bytes().starts_with(b"..") => {
-                    subscriptions.tell(&self.watched, first);
-                }
-                Some(_) => subscriptions.tell_everybody(),
+                Some(first) => subscriptions.tell(&self.watched, first.as_os_str()),
                 None if goes => return false,
                 None => subscriptions.tell_everybody(),
             }
@@ -229,7 +226,8 @@ impl Subscriptions {
         subscription.changes.subscribe()
     }
 
-    /// Something changed at or below `root/first`.
+    /// Something changed at or below `root/first`: a folder of a Namespace, or one that links lead to,
+    /// such as `..data`.
     fn tell(&self, root: &Path, first: &OsStr) {
         for (namespace, subscription) in self.lock().iter_mut() {
             if first == OsStr::new(namespace) {

@@ -219,19 +219,36 @@ impl Cluster {
         output(command.args(arguments))
     }
 
-    /// Starts the kubelet and waits until the node is ready.
+    /// Starts the kubelet and waits until the node is ready and all its pods are known there.
     pub(crate) fn start_kubelet(&self) -> Result<()> {
         self.with_node(|node| node.start_kubelet(&self.parts, &self.state, self.address))?;
         self.wait_until("the kubelet is well", UP, || {
-            self.with_node(|node| node.kubelet_is_well(self.address))
+            Ok(node::ask_kubelet(self.address, "/healthz")? == "ok")
         })?;
-        let name = self.node_name();
+
         // Ready alone may still be the word of the kubelet before; a pod needs the taints gone, too.
+        let name = self.node_name();
         let status =
             r#"-o=jsonpath={.status.conditions[?(@.type=="Ready")].status} {.spec.taints}"#;
         self.wait_until("the node is ready", UP, || {
-            self.kubectl(&["get", "node", &name, status])
-                .map(|answer| answer.trim() == "True")
+            Ok(self.kubectl(&["get", "node", &name, status])?.trim() == "True")
+        })?;
+
+        // Until it knows them, `kubectl exec` and `kubectl logs` fail for pods that run all the while.
+        let of_node = format!("--field-selector=spec.nodeName={name}");
+        let uids = [
+            "get",
+            "pods",
+            "--all-namespaces",
+            &of_node,
+            "-o=jsonpath={.items[*].metadata.uid}",
+        ];
+        self.wait_until("the kubelet knows its pods", UP, || {
+            let known = node::ask_kubelet(self.address, "/pods")?;
+            Ok(self
+                .kubectl(&uids)?
+                .split(' ')
+                .all(|uid| known.contains(uid)))
         })
     }
 

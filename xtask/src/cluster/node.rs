@@ -90,16 +90,6 @@ impl Node {
         Ok(())
     }
 
-    /// Whether the kubelet says that it is well.
-    pub(crate) fn kubelet_is_well(&self, address: Address) -> Result<bool> {
-        let mut connection = TcpStream::connect((address.ip(), Address::KUBELET_HEALTH))?;
-        connection.set_read_timeout(Some(Duration::from_secs(5)))?;
-        connection.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer)?;
-        Ok(answer.ends_with("ok"))
-    }
-
     /// Stops the kubelet; containers run on. Without one running, nothing happens.
     pub(crate) fn stop_kubelet(&mut self) -> Result<()> {
         self.kubelet
@@ -138,6 +128,19 @@ impl Node {
         self.containerd.bury()?;
         self.kubelet.map_or(Ok(()), Daemon::bury)
     }
+}
+
+/// What the kubelet answers at its read-only port, which speaks plain HTTP.
+pub(crate) fn ask_kubelet(address: Address, path: &str) -> Result<String> {
+    let mut connection = TcpStream::connect((address.ip(), Address::KUBELET_READ_ONLY))?;
+    connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(connection, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    let (_, body) = answer
+        .split_once("\r\n\r\n")
+        .context("the kubelet's answer has no end of headers")?;
+    Ok(body.to_owned())
 }
 
 /// The shell commands that make the machine's file tree into the node's.
@@ -250,10 +253,9 @@ fn write_kubelet_config(state: &State, address: Address) -> Result<()> {
 kind: KubeletConfiguration
 address: {address}
 port: {port}
-readOnlyPort: 0
-healthzBindAddress: {address}
-healthzPort: {health}
 # Only this machine reaches the address.
+readOnlyPort: {read_only_port}
+healthzPort: 0
 authentication: {{anonymous: {{enabled: true}}, webhook: {{enabled: false}}}}
 authorization: {{mode: AlwaysAllow}}
 containerRuntimeEndpoint: unix://{socket}
@@ -273,7 +275,7 @@ imageGCHighThresholdPercent: 100
 "#,
         address = address.ip(),
         port = Address::KUBELET,
-        health = Address::KUBELET_HEALTH,
+        read_only_port = Address::KUBELET_READ_ONLY,
         socket = state.containerd_socket().display(),
         group = state.name(),
         root = state.root().display(),

@@ -117,7 +117,7 @@ impl Address {
     pub(crate) const API_SERVER: u16 = 443;
     pub(crate) const ETCD: u16 = 2379;
     pub(crate) const KUBELET: u16 = 10250;
-    pub(crate) const KUBELET_HEALTH: u16 = 10248;
+    pub(crate) const KUBELET_READ_ONLY: u16 = 10255;
 
     /// The first address on which nobody listens at these ports.
     pub(crate) fn free() -> Result<Self> {
@@ -125,7 +125,7 @@ impl Address {
             Self::API_SERVER,
             Self::ETCD,
             Self::KUBELET,
-            Self::KUBELET_HEALTH,
+            Self::KUBELET_READ_ONLY,
         ];
         (77..=254)
             .map(|third| Ipv4Addr::new(127, 0, third, 1))
