@@ -572,7 +572,10 @@ mod tests {
             .iter()
             .map(|d| (d.name.to_string(), d.class.is_ok()))
             .collect();
-        assert_eq!(names, [("ns/a".to_owned(), true), ("ns/b".to_owned(), false)]);
+        assert_eq!(
+            names,
+            [("ns/a".to_owned(), true), ("ns/b".to_owned(), false)]
+        );
         assert!(read_documents("a: [").is_err());
         assert!(read_documents("").expect("nothing").is_empty());
     }

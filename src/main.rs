@@ -24,7 +24,10 @@ enum Command {
     Render(render::RenderArgs),
 }
 
-#[expect(clippy::print_stderr, reason = "the one place that tells a person why it ended")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the one place that tells a person why it ended"
+)]
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Node(args) => node::run(*args),

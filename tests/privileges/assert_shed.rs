@@ -70,7 +70,7 @@ fn assert_not_dumpable(pid: u32) {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
         .map(Status)
         .expect("a process");
-    let uid = status.value("Uid").parse().expect("a user id");
+    let uid: u32 = status.value("Uid").parse().expect("a user id");
     if uid != 0 {
         let owner = fs::metadata(format!("/proc/{pid}/status"))
             .expect("a process")

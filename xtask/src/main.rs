@@ -1,10 +1,15 @@
 //! The chores of the project: `cargo xtask cluster up`, `cargo xtask e2e`.
-#![expect(clippy::print_stdout, reason = "a program for the terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for the terminal"
+)]
 
 mod cluster;
 mod e2e;
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -34,10 +39,15 @@ enum ClusterChore {
     Down,
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().chore {
+fn main() -> ExitCode {
+    let done = match Arguments::parse().chore {
         Chore::Cluster(ClusterChore::Up) => cluster::up(),
         Chore::Cluster(ClusterChore::Down) => cluster::down(),
         Chore::E2e { only } => e2e::run(only.as_deref()),
+    };
+    if let Err(error) = done {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }

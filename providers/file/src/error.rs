@@ -96,3 +96,36 @@ impl Wanted<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_of_the_kernel_has_its_kind() {
+        let object = &ObjectRef {
+            name: "web".into(),
+            request: "tls".into(),
+        };
+        let namespace = "shop";
+        let wanted = Wanted { namespace, object };
+        for (errno, kind, again) in [
+            (Errno::NOENT, ErrorKind::NotFound, false),
+            (Errno::NOTDIR, ErrorKind::NotFound, false),
+            (Errno::XDEV, ErrorKind::PermissionDenied, false),
+            (Errno::LOOP, ErrorKind::PermissionDenied, false),
+            (Errno::ACCESS, ErrorKind::PermissionDenied, false),
+            (Errno::PERM, ErrorKind::PermissionDenied, false),
+            (Errno::NAMETOOLONG, ErrorKind::TooLarge, false),
+            (Errno::AGAIN, ErrorKind::Unavailable, true),
+            (Errno::MFILE, ErrorKind::Unavailable, false),
+            (Errno::IO, ErrorKind::Unavailable, false),
+        ] {
+            let trouble = wanted.refused(errno, "tls/a");
+            assert_eq!(matches!(trouble, Trouble::Passing(_)), again, "{errno}");
+            let error = trouble.into_error();
+            assert_eq!(error.kind(), kind, "{errno}");
+            assert!(error.to_string().starts_with("web: tls/a "), "{error}");
+        }
+    }
+}

@@ -6,14 +6,16 @@
 //! swapping a `..data` link as the kubelet does, is read whole; a file that is written in place is
 //! read once it has rested for a moment.
 //!
-//! The way of a read: `parameters.rs` checks the class, `read.rs` reads between two equal looks,
-//! `tree.rs` is what the kernel is asked, `error.rs` what its refusals mean. `watch.rs` tells of changes.
+//! The way of a read: `parameters.rs` checks the class (`yaml.rs` has no opinion of its own), `read.rs`
+//! reads between two equal looks, `tree.rs` is what the kernel is asked, `error.rs` what its refusals
+//! mean. `watch.rs` tells of changes.
 
 mod error;
 mod parameters;
 mod read;
 mod tree;
 mod watch;
+mod yaml;
 
 use std::io;
 use std::path::Path;
@@ -35,7 +37,7 @@ pub struct Limits {
     pub bytes: usize,
     /// Files of one folder, and objects of one class.
     pub files: usize,
-    /// Names in the path of a file, counted from its object.
+    /// Levels of a folder: 1 is only the files that lie directly in it.
     pub depth: usize,
 }
 

@@ -1,10 +1,10 @@
 //! The `parameters` of a class, turned into objects. Pure: what a path leads to is `tree.rs`'s to see.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use coffer_provider::{ObjectRef, Parameters, ProviderError, clean_text};
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::yaml::Node;
 
 /// The request of the object that is the whole folder of a Namespace: no path of a class reads like it.
 pub(crate) const WHOLE_FOLDER: &str = ".";
@@ -109,7 +109,7 @@ fn check_path(field: &str, path: &str) -> Result<(), ProviderError> {
     } else if path.len() > MAX_PATH || path.split('/').any(|part| part.len() > MAX_COMPONENT) {
         "must not be longer than 255 bytes between two slashes, or 4096 in all"
     } else if path.split('/').count() > MAX_DEPTH {
-        "must not be deeper than 32 folders"
+        "must not be deeper than 32 levels"
     } else if path.split('/').any(|part| part.is_empty() || part == ".") {
         "must not have empty or `.` components"
     } else if path.split('/').any(|part| part.starts_with("..")) {
@@ -141,99 +141,15 @@ fn names_fit_beside_each_other(entries: &[Entry]) -> Result<(), ProviderError> {
     Ok(())
 }
 
-/// YAML without its types, so that every mistake can be told with its place.
-enum Node {
-    Text(String),
-    List(Vec<Node>),
-    Map(Vec<(String, Node)>),
-    Other,
-}
-
 fn parse(text: &str) -> Result<Node, ProviderError> {
-    let options = serde_saphyr::options! {
-        // A folder may be called `on` or `y`.
-        strict_booleans: true,
-        // A page of aliases must not grow to a million entries.
-        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 10_000 },
-    };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+    Node::parse(text).map_err(|error| {
         // Below its first line the parser's error draws a piece of the text.
-        let error = error.without_snippet().to_string();
+        let error = error
+            .without_snippet()
+            .render_with_formatter(&serde_saphyr::UserMessageFormatter);
         let first_line = error.lines().next().unwrap_or("is not YAML");
         ProviderError::parameter(FIELD, first_line)
     })
-}
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NodeVisitor)
-    }
-}
-
-struct NodeVisitor;
-
-impl<'de> Visitor<'de> for NodeVisitor {
-    type Value = Node;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str("a list of paths")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Node, E> {
-        Ok(Node::Text(text.to_owned()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
-        let mut list = Vec::new();
-        while let Some(node) = seq.next_element()? {
-            list.push(node);
-        }
-        Ok(Node::List(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
-        let mut fields = Vec::new();
-        while let Some(field) = map.next_entry()? {
-            fields.push(field);
-        }
-        Ok(Node::Map(fields))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_i128<E>(self, _: i128) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_u128<E>(self, _: u128) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_none<E>(self) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
-        Node::deserialize(deserializer)
-    }
 }
 
 #[cfg(test)]

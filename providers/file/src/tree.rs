@@ -162,7 +162,7 @@ impl<'a> Look<'a> {
             ..
         } = *self.limits;
         if depth > deepest {
-            return Err(self.too_large(&format!("is deeper than {deepest} folders")));
+            return Err(self.too_large(&format!("is deeper than {deepest} levels")));
         }
         for name in self.names(folder, walk)? {
             let path = match folder {
@@ -298,4 +298,37 @@ fn metadata(file: &File) -> Result<Metadata, Errno> {
 
 fn errno(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_settled_once_the_clock_has_moved_on() {
+        const TICKS: Duration = Duration::from_millis(20);
+        let changed = Duration::from_secs(1_700_000_000);
+        let stamp = Stamp {
+            device: 0,
+            inode: 0,
+            size: 0,
+            modified: 0,
+            changed: changed.as_nanos() as i128,
+        };
+        let nanosecond = Duration::from_nanos(1);
+        for (now, settled) in [
+            (changed, false),
+            (changed + TICKS - nanosecond, false),
+            (changed + TICKS, true),
+            // The clock was set back after the change.
+            (changed - TICKS + nanosecond, false),
+            (changed - TICKS, true),
+        ] {
+            assert_eq!(
+                stamp.is_settled(UNIX_EPOCH + now, TICKS),
+                settled,
+                "{now:?}"
+            );
+        }
+    }
 }

@@ -16,7 +16,7 @@ use futures_util::stream;
 use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RenameMode};
 use notify::{Config, Event, INotifyWatcher, RecursiveMode, Watcher};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// How long the rest of a burst is waited for.
 const BURST: Duration = Duration::from_millis(100);
@@ -104,7 +104,10 @@ impl Follower {
                 Ok(Message::Told(Ok(event))) => {
                     !event.need_rescan() && self.sort(&event, &subscriptions)
                 }
-                Ok(Message::Told(Err(_))) => false,
+                Ok(Message::Told(Err(error))) => {
+                    debug!(%error, "the folder of the file provider is watched anew");
+                    false
+                }
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
                     if self.watcher.is_none() {
@@ -251,5 +254,72 @@ impl Subscriptions {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Subscription>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+    use std::fs;
+
+    use futures_util::StreamExt;
+    use notify::event::Flag;
+
+    use super::*;
+
+    async fn told(changes: &mut Changes) {
+        let told = tokio::time::timeout(Duration::from_secs(10), changes.next()).await;
+        assert_eq!(told, Ok(Some(())));
+    }
+
+    #[tokio::test]
+    async fn after_a_loss_everybody_looks_and_the_watch_goes_on() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("shop")).unwrap();
+        let watch = Watch::start(root.path(), LOOK_ANYWAY).unwrap();
+        let mut everybody = ["shop", "other"].map(|namespace| watch.changes(namespace));
+        let overflow = Event::new(EventKind::Other).set_flag(Flag::Rescan);
+        for loss in [
+            Ok(overflow),
+            Err(notify::Error::generic("too many watches")),
+        ] {
+            watch.queue.send(Message::Told(loss)).unwrap();
+            for changes in &mut everybody {
+                told(changes).await;
+            }
+        }
+        fs::write(root.path().join("shop/a"), "").unwrap();
+        told(&mut everybody[0]).await;
+    }
+
+    #[tokio::test]
+    async fn without_a_watch_everybody_looks_from_time_to_time_until_there_is_one_again() {
+        let parent = tempfile::tempdir().unwrap();
+        let root = parent.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let watch = Watch::start(&root, BURST).unwrap();
+        let mut shop = watch.changes("shop");
+        fs::remove_dir(&root).unwrap();
+        for _ in 0..3 {
+            told(&mut shop).await;
+        }
+        fs::create_dir_all(root.join("shop")).unwrap();
+        while tokio::time::timeout(4 * BURST, shop.next()).await.is_ok() {}
+        fs::write(root.join("shop/a"), "").unwrap();
+        told(&mut shop).await;
+    }
+
+    #[test]
+    fn nobody_is_remembered_who_stopped_listening() {
+        let subscriptions = Subscriptions::default();
+        let first = subscriptions.subscribe("shop");
+        let second = subscriptions.subscribe("shop");
+        drop(first);
+        let other = subscriptions.subscribe("other");
+        assert_eq!(subscriptions.lock().len(), 2);
+        drop((second, other));
+        let _third = subscriptions.subscribe("third");
+        assert!(subscriptions.lock().keys().eq(["third"]));
     }
 }

@@ -21,6 +21,7 @@ impl Cluster {
     }
 
     /// `kubectl apply` of one or more documents.
+    #[expect(dead_code, reason = "the stories of the driver will")]
     pub(crate) fn apply(&self, yaml: &str) -> Result<()> {
         output_given(self.client("kubectl").args(["apply", "-f", "-"]), yaml)?;
         Ok(())
@@ -96,6 +97,7 @@ pub(crate) struct Namespace<'a> {
 
 impl Namespace<'_> {
     /// Its name.
+    #[expect(dead_code, reason = "the stories of the driver will")]
     pub(crate) fn name(&self) -> &str {
         &self.name
     }

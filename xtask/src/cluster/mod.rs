@@ -37,9 +37,13 @@ use parts::Parts;
 use remains::Remains;
 use state::{Address, State};
 
-pub(crate) use image::{BUSYBOX, REGISTRAR};
+pub(crate) use image::BUSYBOX;
+#[expect(
+    unused_imports,
+    reason = "the stories of the driver will: its chart names this image"
+)]
+pub(crate) use image::REGISTRAR;
 pub(crate) use kubectl::Namespace;
-pub(crate) use parts::workspace;
 
 /// How long a part of the cluster may take to come up on a busy machine of two cores.
 const UP: Duration = Duration::from_secs(180);

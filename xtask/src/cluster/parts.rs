@@ -100,7 +100,7 @@ fn programs() -> PathBuf {
 }
 
 /// The checkout this xtask was built from.
-pub(crate) fn workspace() -> PathBuf {
+fn workspace() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest
         .parent()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::cluster::{BUSYBOX, Cluster};
 
@@ -11,6 +11,11 @@ pub(super) fn run(cluster: &Cluster) -> Result<()> {
     ensure!(
         version.contains("Server Version: v1.36."),
         "another Kubernetes: {version}"
+    );
+    let releases = cluster.helm(&["list", "--all-namespaces", "--short"])?;
+    ensure!(
+        releases.trim().is_empty(),
+        "a new cluster has the releases {releases}"
     );
 
     let namespace = cluster.namespace("first-pod")?;
@@ -53,6 +58,12 @@ spec:
         token.split('.').count() == 3,
         "the pod's own token is no JWT"
     );
+
+    // The address that every client library takes from the environment.
+    let reach = "nc -z -w 5 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT";
+    namespace
+        .exec("reader", &["sh", "-c", reach])
+        .context("the pod does not reach the API server")?;
 
     namespace.delete_pod("reader")
 }

@@ -70,7 +70,7 @@ impl Tally {
             }
             Err(error) => {
                 self.failed += 1;
-                println!("FAILED  {title} ({seconds:.1} s): {error:?}");
+                println!("FAILED  {title} ({seconds:.1} s): {error:#}");
             }
         }
     }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,46 +13,33 @@ use crate::harness::{
     Root, SEVERAL_BURSTS, changes, fetch, fetch_shop, fetch_whole_shop, files, not_told, told,
 };
 
-/// Between two writes a writer rests for longer than the two ticks of the kernel's clock after which
-/// a file is trusted: otherwise nothing could be read at all, and no read be disturbed.
+/// A file is trusted once it has rested for two ticks of the kernel's clock, so the writer sleeps for
+/// longer than that between two writes: otherwise nothing could be read, and no read be disturbed.
 const REST: Duration = Duration::from_millis(30);
-
-/// How many reads have to succeed while somebody writes; about one write falls on each.
-const GOOD_READS: usize = 40;
-
-/// Calls `write` with 1, 2, … until told to stop; gives back the last number.
-fn keep_writing(stop: &Receiver<()>, mut write: impl FnMut(u8)) -> u8 {
-    let mut number = 0;
-    while stop.recv_timeout(REST) == Err(RecvTimeoutError::Timeout) {
-        number = number % 250 + 1;
-        write(number);
-    }
-    number
-}
+const WRITES: u8 = 40;
 
 /// Reads what `write` keeps writing, and checks each answer; then once more at rest.
 async fn read_while_written(
     provider: &FileProvider,
     object: Option<&str>,
-    write: impl FnMut(u8) + Send + 'static,
+    mut write: impl FnMut(u8) + Send + 'static,
     check: impl Fn(&Secret) -> u8,
 ) {
-    let (stop, stopped) = channel();
-    let writer = thread::spawn(move || keep_writing(&stopped, write));
-    let mut good = 0;
-    while good < GOOD_READS {
+    let writer = thread::spawn(move || {
+        for number in 1..=WRITES {
+            thread::sleep(REST);
+            write(number);
+        }
+    });
+    while !writer.is_finished() {
         match fetch(provider, "shop", object).await.remove(0) {
-            Ok(secret) => {
-                check(&secret);
-                good += 1;
-            }
+            Ok(secret) => assert!(check(&secret) <= WRITES),
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
         }
     }
-    stop.send(()).unwrap();
-    let last = writer.join().unwrap();
+    writer.join().unwrap();
     let at_rest = fetch(provider, "shop", object).await.remove(0);
-    assert_eq!(check(&at_rest.ok().unwrap()), last);
+    assert_eq!(check(&at_rest.ok().unwrap()), WRITES);
 }
 
 #[tokio::test]
@@ -109,7 +95,7 @@ async fn rule_p10_a_folder_is_one_generation() {
             fs::remove_dir_all(data.join(old)).unwrap();
         }
     };
-    write.clone()(251);
+    write.clone()(0);
     let check = |secret: &Secret| {
         let files = files(secret);
         let generation = files[0].1;

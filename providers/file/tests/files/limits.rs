@@ -90,7 +90,7 @@ async fn a_file_may_lie_as_deep_as_the_limit() {
         if !fits {
             let expected = (
                 ErrorKind::TooLarge,
-                "tls is deeper than 3 folders".to_owned(),
+                "tls is deeper than 3 levels".to_owned(),
             );
             assert_eq!(refusal(answer), expected);
         }
@@ -109,7 +109,7 @@ async fn folders_without_files_and_links_in_circles_come_to_an_end() {
     let provider = provider(&root);
     for (object, expected) in [
         ("many", "many holds no files"),
-        ("circle", "circle is deeper than 3 folders"),
+        ("circle", "circle is deeper than 3 levels"),
     ] {
         assert_eq!(refusal(fetch_shop(&provider, object).await).1, expected);
     }

@@ -1,0 +1,19 @@
+//! The driver through its front door: the real binary, a real socket, a real tmpfs; the kubelet is
+//! played. What needs a store that misbehaves runs the driver in this process with a scripted one.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test says what is wrong by failing"
+)]
+
+mod bad_input;
+mod harness;
+mod lifecycle;
+mod privileges;
+mod publish;
+mod redaction;
+mod render;
+mod rotation;
+mod scripted;
+mod socket;

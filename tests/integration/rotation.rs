@@ -1,0 +1,149 @@
+//! A change in the store reaches the files, whole, and nothing else does.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::harness::{Node, device, eventually, mounts, volume};
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn a_changed_file_reaches_every_volume_that_has_it() {
+    let node = Node::start().await;
+    let volumes: Vec<_> = (0..20).map(|n| volume(&format!("p{n}"))).collect();
+    for volume in &volumes {
+        node.kubelet.publish(volume).await.unwrap();
+    }
+    node.folders.secret("password", "battery-staple");
+    for volume in &volumes {
+        node.eventually_reads(volume, "password", b"battery-staple")
+            .await;
+    }
+    assert_eq!(mounts().len(), 20);
+    let scrape = node.http("/metrics").await;
+    assert!(
+        scrape.contains(
+            "rotation_reconcile_total{provider=\"file\",os_type=\"linux\",rotated=\"true\"} 20"
+        ),
+        "{scrape}"
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_w6_a_file_that_is_dropped_and_one_that_is_new_change_with_the_switch() {
+    let node = Node::start().await;
+    node.folders.secret("old", "o");
+    let volume = volume("a");
+    node.kubelet.publish(&volume).await.unwrap();
+    let target = node.kubelet.target(&volume);
+    fs::remove_file(node.folders.at("secrets/shop/old")).unwrap();
+    node.folders.secret("new/er", "n");
+    node.eventually_reads(&volume, "new/er", b"n").await;
+    eventually("the old one is gone", || {
+        fs::symlink_metadata(target.join("old")).is_err()
+    })
+    .await;
+    assert_eq!(node.read(&volume, "password"), b"correct-horse");
+
+    node.folders
+        .class("shop", "provider: file\ndefaultMode: 0400");
+    eventually("the mode is applied", || {
+        fs::metadata(target.join("password")).unwrap().mode() & 0o777 == 0o400
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_w7_touching_a_file_writes_nothing() {
+    let node = Node::start().await;
+    let volume = volume("a");
+    node.kubelet.publish(&volume).await.unwrap();
+    let target = node.kubelet.target(&volume);
+    let state = || {
+        let root = fs::metadata(&target).unwrap();
+        let link = fs::symlink_metadata(target.join("..data")).unwrap();
+        (
+            root.mtime_nsec(),
+            root.ctime_nsec(),
+            link.mtime_nsec(),
+            fs::read_link(target.join("..data")).unwrap(),
+        )
+    };
+    let before = state();
+    node.folders.secret("password", "correct-horse");
+    eventually("the driver looked", || {
+        node.logged(&["volume unchanged"]) > 0
+    })
+    .await;
+    for _ in 0..10 {
+        node.kubelet.publish(&volume).await.unwrap();
+    }
+    assert_eq!(state(), before);
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn an_edited_class_is_one_whole_new_set() {
+    let node = Node::start().await;
+    node.folders.secret("user", "shop");
+    let volume = volume("a");
+    node.kubelet.publish(&volume).await.unwrap();
+    let mount = device(&node.kubelet.target(&volume));
+    node.folders.class(
+        "shop",
+        "provider: file\nitems: [{object: user, path: who}, {object: password, path: db/pw, mode: 0400}]",
+    );
+    node.eventually_reads(&volume, "db/pw", b"correct-horse")
+        .await;
+    let target = node.kubelet.target(&volume);
+    eventually("the set is the new one", || {
+        let names = fs::read_dir(&target)
+            .unwrap()
+            .map(|e| e.unwrap().file_name());
+        let mut names: Vec<_> = names
+            .filter(|n| !n.as_encoded_bytes().starts_with(b".."))
+            .collect();
+        names.sort();
+        names == ["db", "who"]
+    })
+    .await;
+    assert_eq!(device(&target), mount);
+
+    // A class that is deleted stops nothing: the volume keeps its last generation.
+    fs::remove_file(node.folders.at("classes/shop.yaml")).unwrap();
+    eventually("it is told", || {
+        node.logged(&["volume not rotated", "shop/shop does not exist"]) > 0
+    })
+    .await;
+    node.kubelet.publish(&volume).await.unwrap();
+    assert_eq!(node.read(&volume, "who"), b"shop");
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn bursts_are_merged_and_the_last_value_wins() {
+    let node = Node::start().await;
+    let volume = volume("a");
+    node.kubelet.publish(&volume).await.unwrap();
+    for n in 0..200 {
+        node.folders.secret("password", format!("value {n}"));
+    }
+    node.eventually_reads(&volume, "password", b"value 199")
+        .await;
+    assert!(
+        node.logged(&["volume rotated"]) <= 5,
+        "200 changes in a burst are a few rotations"
+    );
+    let target = node.kubelet.target(&volume);
+    eventually("one generation is left", || {
+        let names = fs::read_dir(&target)
+            .unwrap()
+            .map(|e| e.unwrap().file_name());
+        names
+            .filter(|n| n.as_encoded_bytes().starts_with(b"..2"))
+            .count()
+            == 1
+    })
+    .await;
+}

@@ -1,0 +1,321 @@
+//! Stores that hang, fail and come back, which real files never do: the driver runs in this process.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use coffer::catalog::Catalog;
+use coffer::classes::Classes;
+use coffer::config::Config;
+use coffer::driver;
+use coffer::fake_kubelet::{FakeKubelet, PodVolume};
+use coffer::payload::Limits;
+use coffer::volume::TargetRules;
+use coffer_provider::ErrorKind;
+use coffer_provider::testing::{Answer, ScriptedProvider};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request};
+
+use crate::harness::{Folders, PATIENCE, eventually, mounts, volume};
+
+struct Scripted {
+    folders: Folders,
+    kubelet: FakeKubelet,
+    store: ScriptedProvider,
+    stop: CancellationToken,
+}
+
+impl Scripted {
+    /// A node whose class `shop` reads the objects `a` and `b` of a scripted store.
+    async fn start() -> Self {
+        let folders = Folders::new();
+        folders.class("shop", "provider: scripted\nparameters: {objects: 'a,b'}");
+        let store = ScriptedProvider::default();
+        store.set_value("a", "one");
+        store.set_value("b", "two");
+        let config = Config {
+            socket: folders.at("plugin/csi.sock"),
+            node_id: "node-1".into(),
+            driver_name: "secrets-store.csi.k8s.io".into(),
+            rules: TargetRules {
+                pods: folders.at("kubelet/pods"),
+                conformance_root: None,
+            },
+            limits: Limits::default(),
+            classes: folders.at("classes"),
+            file_root: None,
+            metrics: None,
+        };
+        let catalog = Catalog::default().with("scripted", Arc::new(store.clone()));
+        let classes = Classes::follow(&config.classes).unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(driver::run_with(config, catalog, classes, stop.clone()));
+        let kubelet = folders.kubelet();
+        let start = Instant::now();
+        while kubelet.node().await.is_err() {
+            assert!(start.elapsed() < PATIENCE, "the driver does not answer");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Self {
+            folders,
+            kubelet,
+            store,
+            stop,
+        }
+    }
+
+    fn read(&self, volume: &PodVolume, path: &str) -> String {
+        std::fs::read_to_string(self.kubelet.target(volume).join(path)).unwrap()
+    }
+
+    /// Publishes as a kubelet that waits only so long.
+    async fn publish_within(&self, volume: &PodVolume, patience: Duration) -> tonic::Status {
+        self.kubelet.prepare(volume).unwrap();
+        let mut request = Request::new(self.kubelet.publish_request(volume));
+        request.set_timeout(patience);
+        let mut client = self.kubelet.node().await.unwrap();
+        client.node_publish_volume(request).await.unwrap_err()
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn every_answer_of_a_store_has_its_code_and_leaves_nothing() {
+    let node = Scripted::start().await;
+    for (kind, code) in [
+        (ErrorKind::InvalidParameters, Code::InvalidArgument),
+        (ErrorKind::NotFound, Code::NotFound),
+        (ErrorKind::PermissionDenied, Code::PermissionDenied),
+        (ErrorKind::Unauthenticated, Code::Unauthenticated),
+        (ErrorKind::TooLarge, Code::FailedPrecondition),
+        (ErrorKind::Unavailable, Code::Unavailable),
+        (ErrorKind::DeadlineExceeded, Code::DeadlineExceeded),
+        (ErrorKind::InvalidAnswer, Code::Internal),
+    ] {
+        node.store.set(
+            "b",
+            Answer::Error(kind, "the store says no\n\u{1b}[31m".into()),
+        );
+        let volume = volume("a");
+        for _ in 0..2 {
+            let status = node.kubelet.publish(&volume).await.unwrap_err();
+            assert_eq!(status.code(), code, "{kind:?}: {status}");
+            let message = status.message();
+            assert!(
+                message.contains("the store says no\\u{a}\\u{1b}[31m"),
+                "{message}"
+            );
+        }
+        assert!(mounts().is_empty(), "{kind:?}");
+        assert!(!node.kubelet.target(&volume).exists(), "{kind:?}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_p1_p3_p4_hostile_files_of_a_store_are_refused_before_anything_is_mounted() {
+    let node = Scripted::start().await;
+    let file = |name: &str, mode| (name.to_owned(), b"x".to_vec(), mode);
+    for (wrong, files) in [
+        ("p1 parent", vec![file("../../etc/passwd", None)]),
+        ("p1 absolute", vec![file("/etc/passwd", None)]),
+        ("p1 empty", vec![file("", None)]),
+        ("p1 data", vec![file("..data", None)]),
+        ("p1 NUL", vec![file("a\0b", None)]),
+        ("p1 escape", vec![file("a\u{1b}[2Jb", None)]),
+        ("p2 long", vec![file(&"x".repeat(256), None)]),
+        ("p2 deep", vec![file(&["d"; 33].join("/"), None)]),
+        ("p3 twice", vec![file("x", None), file("x", None)]),
+        ("p3 in the way", vec![file("x", None), file("x/y", None)]),
+        ("p4 setuid", vec![file("x", Some(0o4755))]),
+        ("p4 sticky", vec![file("x", Some(0o1000))]),
+        ("p4 huge", vec![file("x", Some(u32::MAX))]),
+    ] {
+        node.store.set("b", Answer::Files(files));
+        let volume = volume("a");
+        let status = node.kubelet.publish(&volume).await.expect_err(wrong);
+        assert_eq!(status.code(), Code::InvalidArgument, "{wrong}: {status}");
+        assert!(
+            !status.message().contains(|c: char| c.is_control()),
+            "{wrong}: {status}"
+        );
+        assert!(mounts().is_empty(), "{wrong}");
+        assert!(!node.kubelet.target(&volume).exists(), "{wrong}");
+    }
+    node.store.set(
+        "b",
+        Answer::Files(vec![file("x", Some(0)), file("y/z", Some(0o400))]),
+    );
+    let volume = volume("a");
+    node.kubelet.publish(&volume).await.unwrap();
+    let mode = |path| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(node.kubelet.target(&volume).join(path))
+            .unwrap()
+            .mode()
+            & 0o7777
+    };
+    assert_eq!(
+        (mode("x"), mode("y/z")),
+        (0o644, 0o400),
+        "0 is the default mode"
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_w8_one_object_that_fails_keeps_the_whole_set() {
+    let node = Scripted::start().await;
+    let volume = volume("a");
+    node.kubelet.publish(&volume).await.unwrap();
+    let generation = || std::fs::read_link(node.kubelet.target(&volume).join("..data")).unwrap();
+    let before = generation();
+    let asked = node.store.fetches();
+    node.store
+        .set("b", Answer::Error(ErrorKind::Unavailable, "down".into()));
+    node.store.set_value("a", "one more");
+    eventually("the store is asked", || node.store.fetches() >= asked + 2).await;
+    assert_eq!(
+        (node.read(&volume, "a").as_str(), generation()),
+        ("one", before)
+    );
+    node.store.set_value("b", "two more");
+    eventually("both are new", || node.read(&volume, "b") == "two more").await;
+    assert_eq!(node.read(&volume, "a"), "one more");
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_r2_a_republish_asks_no_store_and_touches_nothing() {
+    let node = Scripted::start().await;
+    let volume = volume("a");
+    node.kubelet.publish(&volume).await.unwrap();
+    let mount = crate::harness::device(&node.kubelet.target(&volume));
+    let asked = node.store.fetches();
+    node.store.set_latency(Duration::from_secs(3600));
+    for _ in 0..100 {
+        node.kubelet.publish(&volume).await.unwrap();
+    }
+    assert_eq!(node.store.fetches(), asked);
+    assert_eq!(crate::harness::device(&node.kubelet.target(&volume)), mount);
+    assert_eq!(mounts().len(), 1);
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_r3_an_unpublish_wins_over_the_publish_before_it() {
+    let node = Scripted::start().await;
+    node.store.set_latency(Duration::from_millis(200));
+    for round in 0..10 {
+        let volume = volume(&format!("p{round}"));
+        node.kubelet.prepare(&volume).unwrap();
+        let (kubelet, published) = (node.kubelet.clone(), volume.clone());
+        let publish = tokio::spawn(async move { kubelet.publish(&published).await });
+        tokio::time::sleep(Duration::from_millis(30 * round)).await;
+        node.kubelet.unpublish(&volume).await.unwrap();
+        assert!(mounts().is_empty(), "round {round}");
+        let done = publish.await.unwrap();
+        if let Err(status) = done {
+            assert_eq!(status.code(), Code::Aborted, "{status}");
+        }
+        // Nor later: the answer of the store comes in the meantime.
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        assert!(mounts().is_empty(), "round {round}, later");
+    }
+    // A rotation that is on its way is no different.
+    let volume = volume("rotating");
+    node.kubelet.publish(&volume).await.unwrap();
+    node.store.set_value("a", "new");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    node.kubelet.unpublish(&volume).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(mounts().is_empty());
+    assert!(!node.kubelet.target(&volume).exists());
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_r4_an_unpublish_does_not_wait_for_a_store_that_hangs() {
+    let node = Scripted::start().await;
+    node.store.set("b", Answer::Hang);
+    let volume = volume("a");
+    let (kubelet, hanging) = (node.kubelet.clone(), volume.clone());
+    let publish = tokio::spawn(async move { kubelet.publish(&hanging).await });
+    eventually("the store is asked", || node.store.fetches() > 0).await;
+    let start = Instant::now();
+    node.kubelet.unpublish(&volume).await.unwrap();
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(publish.await.unwrap().unwrap_err().code(), Code::Aborted);
+    assert!(mounts().is_empty());
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_r5_a_caller_who_gives_up_and_unpublishes_finds_nothing_left() {
+    let node = Scripted::start().await;
+    node.store.set_latency(Duration::from_secs(2));
+    let volume = volume("a");
+    node.kubelet.prepare(&volume).unwrap();
+    let mut client = node.kubelet.node().await.unwrap();
+    let request = node.kubelet.publish_request(&volume);
+    // The call is dropped, as when the kubelet restarts in the middle of it.
+    let call = tokio::time::timeout(
+        Duration::from_millis(100),
+        client.node_publish_volume(request),
+    );
+    assert!(call.await.is_err());
+    drop(client);
+    eventually("the publish goes on without its caller", || {
+        mounts().len() == 1
+    })
+    .await;
+    assert_eq!(node.read(&volume, "a"), "one", "and the volume is whole");
+    node.kubelet.unpublish(&volume).await.unwrap();
+    assert!(mounts().is_empty());
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_s1_a_store_that_hangs_is_given_up_before_the_kubelet_does() {
+    let node = Scripted::start().await;
+    node.store.set("b", Answer::Hang);
+    let volume = volume("a");
+    let status = node.publish_within(&volume, Duration::from_secs(2)).await;
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    assert!(
+        status.message().contains("the store did not answer"),
+        "ours, not the client's: {status}"
+    );
+    assert!(mounts().is_empty());
+    node.store.set_value("b", "two");
+    node.kubelet
+        .publish(&volume)
+        .await
+        .expect("at once when it is back");
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn an_operation_in_flight_is_waited_for_until_shortly_before_the_deadline() {
+    let node = Scripted::start().await;
+    node.store.set("b", Answer::Hang);
+    let volume = volume("a");
+    node.kubelet.prepare(&volume).unwrap();
+    let (kubelet, hanging) = (node.kubelet.clone(), volume.clone());
+    let first = tokio::spawn(async move { kubelet.publish(&hanging).await });
+    eventually("the store is asked", || node.store.fetches() > 0).await;
+    let status = node.publish_within(&volume, Duration::from_secs(1)).await;
+    assert_eq!(status.code(), Code::Aborted, "{status}");
+    node.kubelet.unpublish(&volume).await.unwrap();
+    assert!(first.await.unwrap().is_err());
+    assert!(node.folders.root.path().exists());
+}
