@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use coffer_provider::Parameters;
-use serde::{Deserialize, Serialize};
+use schemars::JsonSchema;
+use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -49,7 +50,7 @@ pub struct SecretProviderClass {
 }
 
 /// One provider and what it is asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// What `items[].source` calls it; empty in the short form of a class.
@@ -62,7 +63,7 @@ pub struct Source {
 }
 
 /// One file of the volume, as `items` of a Secret volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Item {
     /// The source of the object, where more than one has an object of that name.
@@ -81,8 +82,9 @@ pub struct Item {
 }
 
 /// Permission bits of a file, 0 to 0777.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "i64", into = "i64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(try_from = "i64")]
+#[schemars(extend("minimum" = 0, "maximum" = 511))]
 pub struct Mode(u16);
 
 /// A mode that is not one.
@@ -115,12 +117,6 @@ impl TryFrom<i64> for Mode {
             Ok(bits) if bits <= 0o777 => Ok(Self(bits)),
             _ => Err(ModeError(bits)),
         }
-    }
-}
-
-impl From<Mode> for i64 {
-    fn from(mode: Mode) -> Self {
-        i64::from(mode.0)
     }
 }
 
@@ -162,22 +158,61 @@ struct Metadata {
     namespace: String,
 }
 
-#[derive(Deserialize)]
+/// `spec` of a SecretProviderClass, as it is written.
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Spec {
+pub(crate) struct Spec {
+    /// The provider of a class with one source.
     #[serde(default)]
-    provider: String,
+    provider: Option<String>,
+    /// The parameters of that provider.
     #[serde(default)]
     parameters: Option<Parameters>,
+    /// Several providers in one volume, instead of provider and parameters.
     #[serde(default)]
     sources: Vec<Source>,
+    /// What is projected into the volume, as in a Secret volume; everything, where empty.
     #[serde(default)]
     items: Vec<Item>,
+    /// The mode of files without one of their own, 0644 if not given.
     #[serde(default)]
     default_mode: Option<Mode>,
-    /// Of no concern to a volume: whoever syncs Secrets reads it.
+    /// Kubernetes Secrets to make from the volume's files.
     #[serde(default, rename = "secretObjects")]
-    _secret_objects: Value,
+    _secret_objects: Option<Vec<SecretObject>>,
+}
+
+/// A Kubernetes Secret to make from the volume's files. A volume does not look at it.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+struct SecretObject {
+    /// The Secret's name.
+    #[serde(rename = "secretName")]
+    _secret_name: Option<String>,
+    /// The Secret's type.
+    #[serde(rename = "type")]
+    _type: Option<String>,
+    /// Labels for the Secret.
+    #[serde(rename = "labels")]
+    _labels: Option<BTreeMap<String, String>>,
+    /// Annotations for the Secret.
+    #[serde(rename = "annotations")]
+    _annotations: Option<BTreeMap<String, String>>,
+    /// The Secret's keys.
+    #[serde(rename = "data")]
+    _data: Option<Vec<SecretObjectData>>,
+}
+
+/// One key of a Secret.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+struct SecretObjectData {
+    /// The file in the volume.
+    #[serde(rename = "objectName")]
+    _object_name: Option<String>,
+    /// The key.
+    #[serde(rename = "key")]
+    _key: Option<String>,
 }
 
 /// What a document of a class file turned out to be.
@@ -260,7 +295,8 @@ impl SecretProviderClass {
 
 /// `provider` and `parameters` are the short form of one source.
 fn sources(spec: Spec) -> Result<Vec<Source>, ClassError> {
-    let short = !spec.provider.is_empty() || spec.parameters.is_some();
+    let provider = spec.provider.unwrap_or_default();
+    let short = !provider.is_empty() || spec.parameters.is_some();
     let sources = match (short, spec.sources.is_empty()) {
         (true, false) => {
             let problem =
@@ -269,7 +305,7 @@ fn sources(spec: Spec) -> Result<Vec<Source>, ClassError> {
         }
         (_, true) => vec![Source {
             name: String::new(),
-            provider: spec.provider,
+            provider,
             parameters: spec.parameters.unwrap_or_default(),
         }],
         (false, false) => spec.sources,

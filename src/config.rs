@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use tracing::Level;
 
 use crate::payload::Limits;
+use crate::tokens::TokenSource;
 use crate::volume::TargetRules;
 
 /// The flags of `coffer node`.
@@ -33,9 +34,13 @@ pub struct NodeArgs {
     #[arg(long, env = "COFFER_KUBELET_ROOT", default_value = "/var/lib/kubelet")]
     pub kubelet_root: PathBuf,
 
-    /// Folder with SecretProviderClasses in YAML files
-    #[arg(long, env = "COFFER_CLASSES")]
-    pub classes: PathBuf,
+    /// Folder with SecretProviderClasses in YAML files, instead of an API server
+    #[arg(long, env = "COFFER_CLASSES", conflicts_with = "kubeconfig")]
+    pub classes: Option<PathBuf>,
+
+    /// How to reach the API server, when the driver does not run in a pod
+    #[arg(long, env = "COFFER_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
 
     /// Folder of the file provider, with a folder for each Namespace
     #[arg(long, env = "COFFER_FILE_ROOT")]
@@ -44,6 +49,11 @@ pub struct NodeArgs {
     /// Address for /metrics, /healthz and /readyz; empty for none
     #[arg(long, env = "COFFER_METRICS_ADDR", default_value = ":8095")]
     pub metrics_addr: String,
+
+    /// Where the kubelet puts the tokens of pods: into the secrets of a request (Kubernetes 1.35 and
+    /// later, with serviceAccountTokenInSecrets) or into its volume context
+    #[arg(long, env = "COFFER_TOKEN_SOURCE", value_enum, default_value_t = TokenSource::Secrets)]
+    pub token_source: TokenSource,
 
     /// How log lines look
     #[arg(long, env = "COFFER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -78,10 +88,14 @@ pub struct Config {
     pub driver_name: String,
     /// Which target paths are taken.
     pub rules: TargetRules,
+    /// Where tokens come from.
+    pub token_source: TokenSource,
     /// What one volume may hold.
     pub limits: Limits,
-    /// Where the classes are.
-    pub classes: PathBuf,
+    /// Where the classes are, if not in the cluster.
+    pub classes: Option<PathBuf>,
+    /// How to reach the API server, if not as a pod.
+    pub kubeconfig: Option<PathBuf>,
     /// Where the secrets of the file provider are.
     pub file_root: Option<PathBuf>,
     /// Where metrics are served.
@@ -112,8 +126,10 @@ impl TryFrom<NodeArgs> for Config {
                     None => None,
                 },
             },
+            token_source: args.token_source,
             limits: Limits::default(),
             classes: args.classes,
+            kubeconfig: args.kubeconfig,
             file_root: args.file_root,
             metrics: metrics(&args.metrics_addr)?,
         })

@@ -15,9 +15,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::catalog::Catalog;
+use crate::class_folder;
 use crate::classes::Classes;
 use crate::config::Config;
 use crate::csi::CsiServer;
+use crate::kube;
 use crate::payload::Limits;
 use crate::publish::Publisher;
 use crate::telemetry::Metrics;
@@ -29,7 +31,10 @@ use crate::volume::Volumes;
 /// When a part of it cannot start; everything that can be known at start is checked then.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let catalog = catalog(config.file_root.as_deref(), &config.limits)?;
-    let classes = Classes::follow(&config.classes)?;
+    let classes = match &config.classes {
+        Some(folder) => class_folder::follow(folder)?,
+        None => kube::follow(config.kubeconfig.as_deref()).await?,
+    };
     let stop = stop_on_signals()?;
     run_with(config, catalog, classes, stop).await
 }
@@ -59,7 +64,13 @@ pub async fn run_with(
     info!(?config, providers = ?catalog.names(), noswap = volumes.noswap(), "driver started");
 
     let publisher = Publisher::new(classes, catalog, volumes, metrics.clone());
-    let serve = server.serve(config.driver_name, config.node_id, publisher, stop.clone());
+    let serve = server.serve(
+        config.driver_name,
+        config.node_id,
+        config.token_source,
+        publisher,
+        stop.clone(),
+    );
     let served = match http {
         None => serve.await,
         Some(http) => {

@@ -25,6 +25,8 @@ pub enum Reason {
     Unauthenticated,
     /// The volume would pass a limit.
     TooLarge,
+    /// The API server cannot be asked now.
+    ApiServerUnavailable,
     /// The store cannot be asked now.
     StoreUnavailable,
     /// There was no answer in time.
@@ -60,6 +62,7 @@ impl Reason {
             Self::PermissionDenied => "PermissionDenied",
             Self::Unauthenticated => "Unauthenticated",
             Self::TooLarge => "TooLarge",
+            Self::ApiServerUnavailable => "ApiServerUnavailable",
             Self::StoreUnavailable => "StoreUnavailable",
             Self::DeadlineExceeded => "DeadlineExceeded",
             Self::InvalidAnswer => "InvalidAnswer",
@@ -93,6 +96,14 @@ pub enum PublishError {
         "volumeAttributes.secretProviderClass: name a SecretProviderClass of the pod's Namespace"
     )]
     NoClass,
+    /// The pod has no token for a store.
+    #[error(
+        "there is no token for the audience {0:?}: list it in spec.tokenRequests of the CSIDriver"
+    )]
+    NoToken(String),
+    /// The classes are not known yet.
+    #[error("the SecretProviderClasses have not been read from the API server yet")]
+    ClassesUnknown,
     /// The class is not there.
     #[error("SecretProviderClass {0} does not exist")]
     ClassNotFound(ClassName),
@@ -215,7 +226,10 @@ impl PublishError {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
-            Self::InvalidRequest { .. } | Self::NoClass => Reason::InvalidRequest,
+            Self::InvalidRequest { .. } | Self::NoClass | Self::NoToken(_) => {
+                Reason::InvalidRequest
+            }
+            Self::ClassesUnknown => Reason::ApiServerUnavailable,
             Self::ClassNotFound(_) => Reason::ClassNotFound,
             Self::ProviderNotFound { .. } => Reason::ProviderNotFound,
             Self::Parameters { error, .. } | Self::Provider { error, .. } => {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! kubelet ──gRPC──> csi/ ──> the core ──> volume/ ──> kernel (tmpfs, files)
+//! API server ─────> kube/ ─────┤
 //!                              └──> providers/api <── providers/* ──> stores
 //! ```
 //!
@@ -11,6 +12,7 @@
 
 pub mod catalog;
 pub mod class;
+pub mod class_folder;
 pub mod classes;
 pub mod commands;
 pub mod config;
@@ -18,6 +20,7 @@ pub mod csi;
 pub mod driver;
 pub mod error;
 pub mod fake_kubelet;
+pub mod kube;
 pub mod payload;
 pub mod privileges;
 pub mod publish;
@@ -25,5 +28,6 @@ pub mod registry;
 mod rotation;
 pub mod spec;
 pub mod telemetry;
+pub mod tokens;
 pub mod volume;
 pub mod volume_path;

@@ -29,6 +29,9 @@ enum Command {
     reason = "the one place that tells a person why it ended"
 )]
 fn main() -> ExitCode {
+    // One TLS implementation for every client of the process.
+    let tls = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    tls.expect("nobody installed another one before main");
     let done = match Cli::parse().command {
         Command::Node(args) => node::run(*args),
         Command::Demo(args) => demo::run(&args),

@@ -65,24 +65,40 @@ impl Payload {
         group: Option<u32>,
         limits: &Limits,
     ) -> Result<Self, PublishError> {
-        let mut payload = Self {
-            files: BTreeMap::new(),
-            group,
-        };
+        let mut files = Vec::new();
         if spec.items().is_empty() {
             for file in read.iter().flatten().flat_map(|secret| &secret.files) {
                 let path = VolumePath::new(file.name.clone()).map_err(PublishError::Path)?;
                 let mode = store_mode(file)?.unwrap_or(spec.default_mode());
-                payload.add(path, file.bytes.clone(), mode)?;
+                files.push((path, file.bytes.clone(), mode));
             }
-            if payload.files.is_empty() {
+            if files.is_empty() {
                 return Err(PublishError::NothingToMount);
             }
         }
         for (index, item) in spec.items().iter().enumerate() {
             let bytes = item_bytes(index, item, spec, read)?;
             let mode = item.mode.unwrap_or(spec.default_mode());
-            payload.add(item.path.clone(), bytes, mode)?;
+            files.push((item.path.clone(), bytes, mode));
+        }
+        Self::new(files, group, limits)
+    }
+
+    /// A payload of these files, of a pod with this fsGroup.
+    ///
+    /// # Errors
+    /// Two files that cannot both be there, or more than the limits.
+    pub fn new(
+        files: impl IntoIterator<Item = (VolumePath, SecretBytes, Mode)>,
+        group: Option<u32>,
+        limits: &Limits,
+    ) -> Result<Self, PublishError> {
+        let mut payload = Self {
+            files: BTreeMap::new(),
+            group,
+        };
+        for (path, bytes, mode) in files {
+            payload.add(path, bytes, mode)?;
         }
         payload.check(limits)?;
         Ok(payload)

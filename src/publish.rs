@@ -5,7 +5,9 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use coffer_provider::{Caller, Changes, Life, ProviderError, Secret};
+use coffer_provider::{
+    Caller, Changes, IdentifiedBy, Life, Pod, ProviderError, Secret, SecretBytes, Source,
+};
 use futures_util::future::join_all;
 use futures_util::stream;
 use tokio::time::{Instant, timeout_at};
@@ -21,6 +23,7 @@ use crate::registry::{Published, Registry, Turn};
 use crate::rotation;
 use crate::spec::VolumeSpec;
 use crate::telemetry::Metrics;
+use crate::tokens::{self, Tokens, TokensError};
 use crate::volume::{HeldObject, LAYOUT, Outcome, Record, State, TargetPath, VolumeError, Volumes};
 
 /// How long a volume waits for its stores, at most.
@@ -33,13 +36,42 @@ pub struct PublishRequest {
     /// Where it is wanted.
     pub target: TargetPath,
     /// For whom.
-    pub caller: Caller,
+    pub pod: Pod,
+    /// Its tokens. That they cannot be read matters to a volume that is not there yet.
+    pub tokens: Result<Tokens, TokensError>,
+    /// The data of the Secret that `nodePublishSecretRef` names.
+    pub secrets: BTreeMap<String, SecretBytes>,
     /// What the pod wrote into `volumeAttributes`, without the class.
     pub attributes: BTreeMap<String, String>,
     /// `volumeAttributes.secretProviderClass`
     pub class: Option<String>,
     /// The pod's fsGroup.
     pub fs_group: Option<u32>,
+}
+
+impl PublishRequest {
+    /// The pod as one source gets to see it: with the token for that source's audience and no other.
+    fn caller(&self, source: &dyn Source) -> Result<Caller, PublishError> {
+        let token = match source.identified_by() {
+            IdentifiedBy::Pod | IdentifiedBy::Namespace => None,
+            IdentifiedBy::Token { audience, .. } => {
+                let tokens =
+                    self.tokens
+                        .as_ref()
+                        .map_err(|error| PublishError::InvalidRequest {
+                            field: tokens::KEY,
+                            problem: error.to_string(),
+                        })?;
+                let token = tokens.of(audience).cloned();
+                Some(token.ok_or_else(|| PublishError::NoToken(audience.clone()))?)
+            }
+        };
+        Ok(Caller {
+            pod: self.pod.clone(),
+            token,
+            secrets: self.secrets.clone(),
+        })
+    }
 }
 
 /// Brings volumes onto the node and keeps them fresh.
@@ -125,8 +157,10 @@ impl Publisher {
         request: Arc<PublishRequest>,
         deadline: Instant,
     ) -> Result<Outcome, PublishError> {
-        let spec = self.resolve(&request)?;
-        let changes = self.changes(&spec, &request);
+        let name = class_name(&request)?;
+        let class = in_time(turn, deadline, self.classes.find_soon(&name)).await??;
+        let spec = self.catalog.resolve(class, &request.attributes)?;
+        let changes = self.changes(&spec, &request)?;
         let fetched = self.fetch_in_time(turn, &spec, &request, deadline).await?;
         let target = request.target.clone();
         let record = fetched.record.clone();
@@ -183,10 +217,11 @@ impl Publisher {
         let mut turn = self.registry.turn(volume_id).await;
         let published = turn.as_mut().ok_or(PublishError::Unpublished)?;
         let request = published.request.clone();
-        let spec = self.resolve(&request)?;
+        let class = self.classes.find(&class_name(&request)?)?;
+        let spec = self.catalog.resolve(class, &request.attributes)?;
         published.provider = self.provider_name(&spec);
         let held = published.record.clone();
-        let changes = self.changes(&spec, &request);
+        let changes = self.changes(&spec, &request)?;
         let deadline = Instant::now() + STORE_DEADLINE;
         if let Some(held) = &held
             && self
@@ -240,11 +275,6 @@ impl Publisher {
         unmounted
     }
 
-    fn resolve(&self, request: &PublishRequest) -> Result<VolumeSpec, PublishError> {
-        let class = self.classes.find(&class_name(request)?)?;
-        self.catalog.resolve(class, &request.attributes)
-    }
-
     fn provider_name(&self, spec: &VolumeSpec) -> &'static str {
         let provider = spec
             .sources()
@@ -258,13 +288,17 @@ impl Publisher {
     }
 
     /// Everything that can make the volume different: its class and its sources.
-    fn changes(&self, spec: &VolumeSpec, request: &PublishRequest) -> Changes {
-        let class = class_name(request)
-            .map(|name| self.classes.watch(&name))
-            .ok();
-        let sources = spec.sources().iter();
-        let sources = sources.filter_map(|source| source.source.watch(&request.caller));
-        Box::pin(stream::select_all(class.into_iter().chain(sources)))
+    fn changes(
+        &self,
+        spec: &VolumeSpec,
+        request: &PublishRequest,
+    ) -> Result<Changes, PublishError> {
+        let class = self.classes.watch(&class_name(request)?);
+        let mut changes = vec![class];
+        for source in spec.sources() {
+            changes.extend(source.source.watch(&request.caller(&*source.source)?));
+        }
+        Ok(Box::pin(stream::select_all(changes)))
     }
 
     /// Whether the stores still have what the volume holds, as far as they say so cheaply.
@@ -280,21 +314,23 @@ impl Publisher {
             return Ok(false);
         }
         let asked = spec.sources().iter().map(async |source| {
-            let versions = source
-                .source
-                .versions(&request.caller, &source.objects)
-                .await;
-            source
+            let caller = request.caller(&*source.source)?;
+            let versions = source.source.versions(&caller, &source.objects).await;
+            let same = source
                 .objects
                 .iter()
                 .zip(versions)
                 .all(|(object, version)| {
                     let held = held.objects.get(&source.object_key(object));
                     version.is_some_and(|v| held.is_some_and(|held| held.version == v.as_str()))
-                })
+                });
+            Ok::<bool, PublishError>(same)
         });
-        let current = in_time(turn, deadline, join_all(asked)).await?;
-        Ok(current.into_iter().all(|current| current))
+        let current: Result<Vec<bool>, _> = in_time(turn, deadline, join_all(asked))
+            .await?
+            .into_iter()
+            .collect();
+        Ok(current?.into_iter().all(|current| current))
     }
 
     async fn fetch_in_time(
@@ -313,7 +349,8 @@ impl Publisher {
         request: &PublishRequest,
     ) -> Result<Fetched, PublishError> {
         let reads = spec.sources().iter().map(async |source| {
-            let answers = source.source.fetch(&request.caller, &source.objects).await;
+            let caller = request.caller(&*source.source)?;
+            let answers = source.source.fetch(&caller, &source.objects).await;
             let secrets: Result<Vec<Secret>, ProviderError> = answers.into_iter().collect();
             secrets.map_err(|error| PublishError::Provider {
                 provider: source.provider.clone(),
@@ -364,7 +401,7 @@ async fn in_time<T>(
 
 fn class_name(request: &PublishRequest) -> Result<ClassName, PublishError> {
     Ok(ClassName {
-        namespace: request.caller.pod.namespace.clone(),
+        namespace: request.pod.namespace.clone(),
         name: request.class.clone().ok_or(PublishError::NoClass)?,
     })
 }

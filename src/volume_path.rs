@@ -3,7 +3,8 @@
 use std::fmt;
 
 use coffer_provider::clean_text;
-use serde::{Deserialize, Serialize};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 /// Longest name between two slashes, in bytes (NAME_MAX).
 const MAX_NAME: usize = 255;
@@ -17,8 +18,8 @@ const MAX_DEPTH: usize = 32;
 ///
 /// The rules are those of a Secret volume (`items[].path` in the Kubernetes API), and in addition no
 /// name has characters that a terminal would not show.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
 pub struct VolumePath(String);
 
 /// Why a path cannot be one. `Display` shows what is wrong with it, with the path made visible.
@@ -106,15 +107,9 @@ impl TryFrom<String> for VolumePath {
     }
 }
 
-impl From<VolumePath> for String {
-    fn from(path: VolumePath) -> Self {
-        path.0
-    }
-}
-
 impl fmt::Display for VolumePath {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
+        formatter.pad(&self.0)
     }
 }
 

@@ -18,12 +18,12 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::Level;
 
-use crate::classes::Classes;
 use crate::config::{Config, LogFormat};
 use crate::fake_kubelet::{FakeKubelet, PodVolume};
 use crate::payload::Limits;
+use crate::tokens::TokenSource;
 use crate::volume::TargetRules;
-use crate::{driver, privileges, telemetry};
+use crate::{class_folder, driver, privileges, telemetry};
 
 /// What `examples/` holds, so that the demo runs from the binary alone.
 const CLASS: &str = include_str!("../../examples/shop/class.yaml");
@@ -140,8 +140,10 @@ impl Demo {
                     pods: root.join("pods"),
                     conformance_root: None,
                 },
+                token_source: TokenSource::Secrets,
                 limits: Limits::default(),
-                classes: classes.clone(),
+                classes: Some(classes.clone()),
+                kubeconfig: None,
                 file_root: Some(secrets.clone()),
                 metrics: None,
             },
@@ -154,7 +156,7 @@ impl Demo {
 
     async fn play(self) -> anyhow::Result<()> {
         let catalog = driver::catalog(Some(&self.secrets), &self.config.limits)?;
-        let classes = Classes::follow(&self.classes)?;
+        let classes = class_folder::follow(&self.classes)?;
         let stop = CancellationToken::new();
         let driver = driver::run_with(self.config.clone(), catalog, classes, stop.clone());
         let mut driver = tokio::spawn(driver);

@@ -4,16 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 
 use coffer_proto::csi::volume_capability::{AccessType, access_mode::Mode};
 use coffer_proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability};
-use coffer_provider::{Caller, Pod, SecretBytes, ServiceAccount};
-use zeroize::Zeroizing;
+use coffer_provider::{Pod, SecretBytes, ServiceAccount};
 
 use crate::error::PublishError;
 use crate::publish::PublishRequest;
+use crate::tokens::{TokenSource, Tokens};
 use crate::volume::{TargetPath, TargetRules};
 
 /// Keys that the kubelet makes (`podInfoOnMount`); what a pod's author puts there is overwritten.
 const RESERVED: &str = "csi.storage.k8s.io/";
-const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 const CLASS: &str = "secretProviderClass";
 
 fn wrong(field: &'static str, problem: impl Into<String>) -> PublishError {
@@ -34,10 +33,11 @@ fn required(field: &'static str, value: String) -> Result<String, PublishError> 
 pub(super) fn publish_request(
     request: NodePublishVolumeRequest,
     rules: &TargetRules,
+    token_source: TokenSource,
 ) -> Result<PublishRequest, PublishError> {
-    let secrets = wrap(request.secrets);
-    let mut context = request.volume_context;
-    context.remove(TOKENS).map(Zeroizing::new);
+    let (mut secrets, mut context) = (request.secrets, request.volume_context);
+    let tokens = Tokens::take(token_source, &mut secrets, &mut context);
+    let secrets = wrap(secrets);
 
     let volume_id = required("volume_id", request.volume_id)?;
     let target = target("target_path", request.target_path, rules)?;
@@ -64,11 +64,9 @@ pub(super) fn publish_request(
     Ok(PublishRequest {
         volume_id,
         target,
-        caller: Caller {
-            pod,
-            token: None,
-            secrets,
-        },
+        pod,
+        tokens,
+        secrets,
         attributes: own_attributes(context),
         class,
         fs_group,
@@ -76,10 +74,10 @@ pub(super) fn publish_request(
 }
 
 fn wrap(secrets: HashMap<String, String>) -> BTreeMap<String, SecretBytes> {
-    let wrapped = secrets
-        .into_iter()
-        .map(|(key, value)| (key, SecretBytes::new(value.into_bytes())));
-    wrapped.filter(|(key, _)| key != TOKENS).collect()
+    let secrets = secrets.into_iter();
+    secrets
+        .map(|(key, value)| (key, SecretBytes::new(value.into_bytes())))
+        .collect()
 }
 
 fn own_attributes(context: HashMap<String, String>) -> BTreeMap<String, String> {

@@ -24,10 +24,12 @@ use super::convert;
 use super::status::status;
 use crate::error::{PublishError, Reason};
 use crate::publish::{Publisher, STORE_DEADLINE};
+use crate::tokens::TokenSource;
 use crate::volume::Outcome;
 
 pub(super) struct NodeService {
     pub(super) node_id: String,
+    pub(super) token_source: TokenSource,
     pub(super) publisher: Arc<Publisher>,
     /// Operations outlive a caller who gives up: they end here.
     pub(super) operations: TaskTracker,
@@ -44,7 +46,7 @@ impl Node for NodeService {
         let request = request.into_inner();
         let volume_id = request.volume_id.clone();
         let rules = self.publisher.volumes().rules();
-        let done = match convert::publish_request(request, rules) {
+        let done = match convert::publish_request(request, rules, self.token_source) {
             Ok(request) => {
                 let publish = self.publisher.clone().publish(request, deadline);
                 self.to_its_end(publish).await?

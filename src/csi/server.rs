@@ -21,9 +21,13 @@ use tracing::warn;
 use super::identity::IdentityService;
 use super::node::NodeService;
 use crate::publish::Publisher;
+use crate::tokens::TokenSource;
 
 /// How long operations have to end after the driver was told to.
-const DRAIN: Duration = Duration::from_secs(10);
+const DRAIN: Duration = Duration::from_secs(8);
+
+/// How long clients have to read their last answer.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A socket that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +85,7 @@ impl CsiServer {
         self,
         driver_name: String,
         node_id: String,
+        token_source: TokenSource,
         publisher: Arc<Publisher>,
         stop: CancellationToken,
     ) -> Result<(), tonic::transport::Error> {
@@ -88,6 +93,7 @@ impl CsiServer {
         let identity = IdentityService { driver_name };
         let node = NodeService {
             node_id,
+            token_source,
             publisher,
             operations: operations.clone(),
         };
@@ -95,21 +101,25 @@ impl CsiServer {
             .add_service(IdentityServer::new(identity))
             .add_service(NodeServer::new(node))
             .serve_with_incoming_shutdown(Peers(self.listener), stop.clone().cancelled_owned());
-        let overdue = async {
-            stop.cancelled().await;
-            tokio::time::sleep(DRAIN).await;
-        };
-        let all_ended = async {
-            let served = serve.await;
+        let drain = async {
             operations.close();
-            operations.wait().await;
-            served
-        };
-        let served = tokio::select! {
-            served = all_ended => served,
-            () = overdue => {
+            if tokio::time::timeout(DRAIN, operations.wait())
+                .await
+                .is_err()
+            {
                 warn!("operations were still running when the driver stopped");
-                Ok(())
+            }
+        };
+        tokio::pin!(serve);
+        let served = tokio::select! {
+            served = &mut serve => {
+                drain.await;
+                served
+            }
+            () = stop.cancelled() => {
+                drain.await;
+                // A client that does not read its last answer is no reason to stay.
+                tokio::time::timeout(FAREWELL, serve).await.unwrap_or(Ok(()))
             }
         };
         let _ = fs::remove_file(&self.socket);

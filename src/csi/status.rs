@@ -18,7 +18,7 @@ pub(super) fn code(reason: Reason) -> Code {
         Reason::TooLarge | Reason::TargetRefused | Reason::VolumeElsewhere => {
             Code::FailedPrecondition
         }
-        Reason::StoreUnavailable => Code::Unavailable,
+        Reason::ApiServerUnavailable | Reason::StoreUnavailable => Code::Unavailable,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
         Reason::VolumeDiffers => Code::AlreadyExists,
         Reason::VolumeBusy | Reason::Unpublished => Code::Aborted,

@@ -383,12 +383,12 @@ const WRONG_CLASSES: &[(&str, Code, &str)] = &[
         "spec.items[1].path: a is also the path of items[0]",
     ),
     (
-        "provider: file\nitems: [{object: none, path: a}]",
+        "provider: file\nparameters: {objects: '[password]'}\nitems: [{object: none, path: a}]",
         Code::NotFound,
         "spec.items[0]: there is no object \"none\"",
     ),
     (
-        "provider: file\nitems: [{object: password, key: k, path: a}]",
+        "provider: file\nparameters: {objects: '[password]'}\nitems: [{object: password, key: k, path: a}]",
         Code::Internal,
         "spec.items[0]: object \"password\": it is not JSON or YAML",
     ),

@@ -251,11 +251,8 @@ async fn rule_t15_ten_thousand_rounds_leave_nothing_behind() {
     rounds(10_000).await;
     assert!(mounts().is_empty());
     eventually("no descriptor is left", || descriptors() <= fds).await;
-    assert!(
-        status("Threads:") <= threads.max(20),
-        "threads: {threads} -> {}",
-        status("Threads:")
-    );
+    // Two that work, sixteen that wait for the kernel, and the few that watch files.
+    assert!(status("Threads:") <= 26, "{} threads", status("Threads:"));
     let grown = status("VmRSS:").saturating_sub(rss);
     assert!(
         grown < 8 * 1024,

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use coffer::fake_kubelet::connect;
@@ -15,6 +17,9 @@ use crate::harness::Node;
 #[tokio::test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
 async fn rule_d11_only_root_and_the_driver_s_own_user_may_connect() {
+    if let Some(socket) = std::env::var_os(STRANGER) {
+        return a_stranger_is_refused(Path::new(&socket)).await;
+    }
     let node = Node::start().await;
     let (folder, socket) = (
         node.folders.at("plugin"),
@@ -22,44 +27,47 @@ async fn rule_d11_only_root_and_the_driver_s_own_user_may_connect() {
     );
     let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&folder), mode(&socket)), (0o700, 0o600));
-    if !nix::unistd::geteuid().is_root()
-        || Command::new("setpriv").arg("--version").output().is_err()
-    {
-        panic!("run through cargo xtask test, with util-linux installed");
-    }
     // Even somebody who can reach the socket is refused, before a byte of theirs is read.
     for path in [node.folders.root.path(), &folder, &socket] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
     }
-    let script = "import socket,sys\n\
-        s = socket.socket(socket.AF_UNIX); s.settimeout(10)\n\
-        s.connect(sys.argv[1])\n\
-        try:\n    s.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n\\0\\0\\0\\4\\0\\0\\0\\0\\0'); answer = s.recv(1)\n\
-        except (BrokenPipeError, ConnectionResetError): answer = b''\n\
-        print('refused' if answer == b'' else 'served')\n";
-    let ask = |setpriv: &[&str]| {
-        let output = Command::new("setpriv")
-            .args(setpriv)
-            .args(["python3", "-c", script])
-            .arg(&socket)
-            .output()
-            .unwrap();
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-            + &String::from_utf8_lossy(&output.stderr)
-    };
-    assert_eq!(ask(&[]), "served", "root");
-    let other = ask(&["--reuid=65534", "--regid=65534", "--clear-groups"]);
-    if other.contains("setresuid failed") || other.contains("setpriv:") {
-        // A user namespace with one user has nobody to refuse; as root this is an error of the test.
-        let map = fs::read_to_string("/proc/self/uid_map").unwrap();
-        assert!(!map.contains("4294967295"), "{other}");
-        return;
+    let stranger = Command::new("/proc/self/exe")
+        .args(["--exact", "--include-ignored", "--nocapture"])
+        .arg("socket::rule_d11_only_root_and_the_driver_s_own_user_may_connect")
+        .env(STRANGER, &socket)
+        .uid(65534)
+        .output();
+    match stranger {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{said}");
+            assert_eq!(
+                node.logged(&["connection to the CSI socket refused", "uid 65534"]),
+                1
+            );
+        }
+        // In a user namespace with one user there is nobody to refuse.
+        Err(error) => {
+            let users = fs::read_to_string("/proc/self/uid_map").unwrap();
+            assert!(!users.contains("4294967295"), "{error}");
+        }
     }
-    assert_eq!(other, "refused", "nobody");
-    assert_eq!(
-        node.logged(&["connection to the CSI socket refused", "uid 65534"]),
-        1
-    );
+    node.kubelet
+        .node()
+        .await
+        .expect("root is served all the same");
+}
+
+/// Set for the process that plays the stranger.
+const STRANGER: &str = "COFFER_TEST_STRANGER";
+
+async fn a_stranger_is_refused(socket: &Path) {
+    let channel = connect(socket)
+        .await
+        .expect("the socket itself can be reached");
+    let answer = IdentityClient::new(channel).probe(ProbeRequest {}).await;
+    let status = answer.expect_err("a stranger was served");
+    assert_ne!(status.code(), Code::DeadlineExceeded, "{status}");
 }
 
 #[tokio::test]

@@ -1,13 +1,21 @@
-//! The chores of the project: `cargo xtask cluster up`, `cargo xtask e2e`.
+//! The chores of the project: `cargo xtask test`, `cargo xtask e2e`, `cargo xtask cluster up`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "a program for the terminal"
 )]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "cargo and the person tell us things in variables"
+)]
 
 mod cluster;
 mod e2e;
+mod go;
+mod tally;
+mod test;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -21,6 +29,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Formatting, lints and every test that needs no cluster; installs what they need
+    Test,
     /// A real one-node Kubernetes cluster on this machine, for you to try things in
     #[command(subcommand)]
     Cluster(ClusterChore),
@@ -41,13 +51,23 @@ enum ClusterChore {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().chore {
+        Chore::Test => return test::run(),
         Chore::Cluster(ClusterChore::Up) => cluster::up(),
         Chore::Cluster(ClusterChore::Down) => cluster::down(),
-        Chore::E2e { only } => e2e::run(only.as_deref()),
+        Chore::E2e { only } => return e2e::run(only.as_deref()),
     };
     if let Err(error) = done {
         eprintln!("error: {error:#}");
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// The checkout that this xtask was built from.
+fn workspace() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let workspace = manifest.parent();
+    workspace
+        .expect("xtask is a folder of the workspace")
+        .to_owned()
 }

@@ -1,6 +1,9 @@
+// csi-sanity, the suite that Kubernetes has for CSI drivers (cargo xtask test).
 module coffer/tests/conformance/csi-sanity
 
 go 1.24.0
+
+toolchain go1.26.8
 
 tool github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 

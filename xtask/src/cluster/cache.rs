@@ -28,10 +28,6 @@ impl Cache {
         Ok(Self { root })
     }
 
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// The folder called `name`, made by `make` the first time that anybody asks.
     ///
     /// `name` holds everything the content depends on. A `make` that fails leaves no entry.

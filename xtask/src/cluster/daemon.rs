@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::command::{output, tail};
-use super::enclosure::Enclosure;
+use super::enclosure::{Enclosure, kill};
 use super::state::State;
 
 /// A program that runs inside an enclosure until it is stopped or the enclosure closes.
@@ -75,7 +75,7 @@ impl Daemon {
     /// Asks the program to end, and waits for it.
     pub(crate) fn stop(mut self, enclosure: &Enclosure) -> Result<()> {
         let pid = fs::read_to_string(&self.pid_file)?;
-        output(enclosure.command("kill").args(["-TERM", pid.trim()]))?;
+        output(kill(&mut enclosure.command("sh"), "TERM", pid.trim()))?;
         let deadline = Instant::now() + Duration::from_secs(20);
         while self.outside.try_wait()?.is_none() {
             if Instant::now() > deadline {

@@ -7,7 +7,6 @@
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,21 +14,28 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::command::tail;
+use super::state::State;
 
 /// What the first process does after the mounts: it waits, and buries orphans meanwhile, as `wait` does. The end
 /// of the pipe ends it, be it closed on purpose or by a death; a line on the pipe lets it stay for good.
 const LIVE: &str = "exec 3<&0; (read -r stay <&3 && exec sleep infinity) & wait $!";
+
+/// In the environment of every program of a cluster: whose it is.
+const CLUSTER: &str = "COFFER_CLUSTER";
 
 /// The two namespaces, held open.
 pub(crate) struct Enclosure {
     first: Process,
     holder: Child,
     lifeline: Option<ChildStdin>,
+    cluster: String,
 }
 
 impl Enclosure {
     /// Opens the namespaces and runs `prepare`, a piece of shell that mounts what the programs shall see.
-    pub(crate) fn open(prepare: &str, log: &Path) -> Result<Self> {
+    /// The log called `name` holds its complaints.
+    pub(crate) fn open(name: &str, prepare: &str, state: &State) -> Result<Self> {
+        let log = state.log(name);
         let mut holder = Command::new("unshare")
             .args([
                 "--pid",
@@ -45,11 +51,12 @@ impl Enclosure {
                 "-c",
                 &format!("{prepare}\necho ready\nexec >/dev/null\n{LIVE}"),
             ])
+            .env(CLUSTER, state.name())
             // A Ctrl-C at the terminal is for xtask, which then ends things in order.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(File::create(log)?)
+            .stderr(File::create(&log)?)
             .spawn()
             .context("cannot start unshare (of util-linux)")?;
 
@@ -60,7 +67,7 @@ impl Enclosure {
             holder.wait()?;
             bail!(
                 "cannot open the namespaces: {}",
-                tail(&fs::read_to_string(log).unwrap_or_default(), 5)
+                tail(&fs::read_to_string(&log).unwrap_or_default(), 5)
             );
         }
         let first = Process::child_of(holder.id())?;
@@ -68,6 +75,7 @@ impl Enclosure {
             first,
             lifeline: holder.stdin.take(),
             holder,
+            cluster: state.name().to_owned(),
         })
     }
 
@@ -86,6 +94,7 @@ impl Enclosure {
         command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env(CLUSTER, &self.cluster)
             .current_dir("/");
         command
     }
@@ -156,8 +165,7 @@ impl Process {
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.is_alive() {
             // It may be over by now, so the answer says nothing; the loop's condition does.
-            Command::new("kill")
-                .args(["-KILL", &self.id.to_string()])
+            kill(&mut Command::new("sh"), "KILL", &self.id.to_string())
                 .stderr(Stdio::null())
                 .status()?;
             ensure!(
@@ -169,6 +177,11 @@ impl Process {
         }
         Ok(())
     }
+}
+
+/// Makes `shell` send a signal: kill is built into every shell, and a program of its own on some machines only.
+pub(crate) fn kill<'a>(shell: &'a mut Command, signal: &str, process: &str) -> &'a mut Command {
+    shell.args(["-c", &format!("kill -{signal} {process}")])
 }
 
 struct Stat {

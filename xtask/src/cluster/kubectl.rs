@@ -45,6 +45,9 @@ impl Cluster {
     pub(crate) fn diagnosis(&self) -> String {
         interrupt::stand_still();
         let mut text = String::new();
+        if let Err(error) = self.check() {
+            text += &format!("--- {error:#}\n");
+        }
         for question in [
             &["get", "nodes,pods", "--all-namespaces", "--output=wide"][..],
             &["describe", "pods", "--all-namespaces"],

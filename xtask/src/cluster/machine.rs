@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::cache::Cache;
 use super::cgroup;
+use super::state::State;
 
 /// Values that the kubelet, containerd or runc are known to set.
 const SYSCTLS: [&str; 9] = [
@@ -63,11 +63,10 @@ impl Machine {
                 .filter(|path| Path::new(path).exists())
                 .map(|path| format!("folder {path}")),
         );
-        // Where state folders are made.
         things.extend(
             entries("folder", &std::env::temp_dir())?
                 .into_iter()
-                .filter(|entry| entry.contains("coffer-e2e-")),
+                .filter(|folder| folder.ends_with(State::of_this_process().name())),
         );
         Ok(Self(things))
     }
@@ -110,42 +109,35 @@ fn mounts() -> Result<Vec<String>> {
         .collect())
 }
 
-/// Processes that a cluster could have started: those of programs in the cache, and those that name a state folder.
+/// Processes of this process's cluster: those with its name in their environment or on their command line.
+/// Containers have neither, but theirs are all in one control group, and end with one process id namespace.
 fn processes() -> Result<Vec<String>> {
-    let cache = Cache::open()?;
+    let cluster = State::of_this_process();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let Some(id) = name
-            .to_str()
-            .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
-        else {
-            continue;
-        };
-        // A process may end between the listing and the look.
-        let program = fs::read_link(entry.path().join("exe")).unwrap_or_default();
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if program.starts_with(cache.root())
-            || line.contains("/coffer-e2e-")
-            || line.contains("/coffer-cluster/")
+        let folder = entry?.path();
+        // What is no process has neither file, and a process may end between the listing and the look.
+        let line = fs::read(folder.join("cmdline")).unwrap_or_default();
+        let environment = fs::read(folder.join("environ")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&line).replace('\0', " ");
+        if text.contains(cluster.name())
+            || String::from_utf8_lossy(&environment).contains(cluster.name())
         {
-            found.push(format!(
-                "process {id}: {}",
-                line.chars().take(120).collect::<String>()
-            ));
+            found.push(format!("process {}: {text:.120}", folder.display()));
         }
     }
     Ok(found)
 }
 
-/// The groups at the top of each hierarchy: what lies below those that were there is not ours.
+/// The groups at the top of each hierarchy, but for those of other clusters: what lies below groups that were
+/// there before is not ours.
 fn control_groups() -> Result<Vec<String>> {
+    let own = State::of_this_process();
     let mut groups = Vec::new();
     for hierarchy in cgroup::hierarchies()? {
         groups.extend(entries("control group", &hierarchy)?);
     }
+    groups.retain(|group| !State::is_of_a_cluster(group) || group.ends_with(own.name()));
     Ok(groups)
 }
 

@@ -3,9 +3,9 @@
 //! `parts` brings the programs, `control_plane` and `node` run them inside an `enclosure` each, `kubectl` is how
 //! tests speak to the result, and `remains` puts everything back. `machine` can tell whether it did.
 
-mod cache;
+pub(crate) mod cache;
 mod cgroup;
-mod command;
+pub(crate) mod command;
 mod control_plane;
 mod daemon;
 mod enclosure;
@@ -15,6 +15,8 @@ mod kubectl;
 pub(crate) mod machine;
 mod node;
 mod parts;
+mod person;
+mod power;
 mod remains;
 mod state;
 
@@ -44,6 +46,7 @@ pub(crate) use image::BUSYBOX;
 )]
 pub(crate) use image::REGISTRAR;
 pub(crate) use kubectl::Namespace;
+pub(crate) use person::{down, up};
 
 /// How long a part of the cluster may take to come up on a busy machine of two cores.
 const UP: Duration = Duration::from_secs(180);
@@ -70,42 +73,6 @@ pub(crate) struct Cluster {
 struct Running {
     control_plane: Option<ControlPlane>,
     node: Option<Node>,
-}
-
-/// `cargo xtask cluster up`.
-pub(crate) fn up() -> Result<()> {
-    let state = State::of_a_person();
-    ensure!(
-        !remains::exist(&state),
-        "a cluster is up already: end it with `cargo xtask cluster down`"
-    );
-    let cluster = Cluster::up(Lifetime::UntilDown)?;
-    println!(
-        "\nThe cluster is up. In your shell:\n\n  export KUBECONFIG={} PATH={}:$PATH\n  kubectl get nodes\n",
-        state.kubeconfig().display(),
-        cluster.parts.clients().display(),
-    );
-    println!("Pods can run the image {BUSYBOX} with imagePullPolicy: Never.");
-    println!(
-        "The kubelet's root is {}, logs are in {}.",
-        state.kubelet_root().display(),
-        state.file("logs").display()
-    );
-    println!("It runs until `cargo xtask cluster down`.");
-    cluster.leave_running()
-}
-
-/// `cargo xtask cluster down`.
-pub(crate) fn down() -> Result<()> {
-    ensure_root()?;
-    let state = State::of_a_person();
-    if !state.root().exists() {
-        println!("there is no cluster");
-        return Ok(());
-    }
-    remains::put_back(&state)?;
-    println!("the cluster is down, and the machine as it was");
-    Ok(())
 }
 
 impl Cluster {
@@ -137,9 +104,10 @@ impl Cluster {
             remains,
             running: Mutex::default(),
         };
+        // As long as there is something to be looked at.
         cluster
             .start()
-            .map_err(|error| error.context(cluster.diagnosis()))?;
+            .inspect_err(|_| println!("{}", cluster.diagnosis()))?;
         Ok(cluster)
     }
 
@@ -156,7 +124,7 @@ impl Cluster {
         )?;
 
         // Both halves begin at once: the API server takes the longest, and needs no node.
-        let enclosure = Enclosure::open("", &state.log("control-plane-namespaces"))?;
+        let enclosure = Enclosure::open("control-plane-namespaces", "", state)?;
         self.remains.process(enclosure.first())?;
         let control_plane = ControlPlane::start(enclosure, parts, state, self.address)?;
         self.running().control_plane = Some(control_plane);
@@ -214,76 +182,6 @@ impl Cluster {
                 .arg(archive),
         )?;
         Ok(())
-    }
-
-    /// Runs a command on the node, where pods' mounts and processes are to be seen, and gives what it printed.
-    pub(crate) fn on_node(&self, command: &[&str]) -> Result<String> {
-        let (program, arguments) = command.split_first().context("no command given")?;
-        let mut command = self.with_node(|node| Ok(node.enclosure().command(program)))?;
-        output(command.args(arguments))
-    }
-
-    /// Starts the kubelet and waits until the node is ready and all its pods are known there.
-    pub(crate) fn start_kubelet(&self) -> Result<()> {
-        self.with_node(|node| node.start_kubelet(&self.parts, &self.state, self.address))?;
-        self.wait_until("the kubelet is well", UP, || {
-            Ok(node::ask_kubelet(self.address, "/healthz")? == "ok")
-        })?;
-
-        // Ready alone may still be the word of the kubelet before; a pod needs the taints gone, too.
-        let name = self.node_name();
-        let status =
-            r#"-o=jsonpath={.status.conditions[?(@.type=="Ready")].status} {.spec.taints}"#;
-        self.wait_until("the node is ready", UP, || {
-            Ok(self.kubectl(&["get", "node", &name, status])?.trim() == "True")
-        })?;
-
-        // Until it knows them, `kubectl exec` and `kubectl logs` fail for pods that run all the while.
-        let of_node = format!("--field-selector=spec.nodeName={name}");
-        let uids = [
-            "get",
-            "pods",
-            "--all-namespaces",
-            &of_node,
-            "-o=jsonpath={.items[*].metadata.uid}",
-        ];
-        self.wait_until("the kubelet knows its pods", UP, || {
-            let known = node::ask_kubelet(self.address, "/pods")?;
-            Ok(self
-                .kubectl(&uids)?
-                .split(' ')
-                .all(|uid| known.contains(uid)))
-        })
-    }
-
-    /// Stops the kubelet. The containers run on.
-    pub(crate) fn stop_kubelet(&self) -> Result<()> {
-        self.with_node(Node::stop_kubelet)
-    }
-
-    /// Stops the kubelet and starts it again.
-    pub(crate) fn restart_kubelet(&self) -> Result<()> {
-        self.stop_kubelet()?;
-        self.start_kubelet()
-    }
-
-    /// Cuts the node's power and starts it again: containers are dead, mounts and `/run` are gone, the folders of
-    /// the pods' volumes and the images are still there. Waits for the node, not for its pods.
-    pub(crate) fn reboot_node(&self) -> Result<()> {
-        let node = self.running().node.take().context("the node is off")?;
-        node.cut_power(&self.state)?;
-        self.running().node = Some(Node::start(&self.parts, &self.state, &self.remains)?);
-        self.wait_until("containerd answers", UP, || {
-            let mut version = Command::new(self.parts.ctr());
-            output(
-                version
-                    .arg("--address")
-                    .arg(self.state.containerd_socket())
-                    .arg("version"),
-            )
-            .map(|_| true)
-        })?;
-        self.start_kubelet()
     }
 
     /// Asks again and again whether something is `reached`. An error means not yet; the last one is told at the
@@ -354,10 +252,6 @@ impl Cluster {
 
     fn running(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn with_node<T>(&self, ask: impl FnOnce(&mut Node) -> Result<T>) -> Result<T> {
-        ask(self.running().node.as_mut().context("the node is off")?)
     }
 }
 

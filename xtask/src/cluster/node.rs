@@ -45,7 +45,7 @@ impl Node {
         write_containerd_config(state)?;
         write_pod_network(parts, state)?;
 
-        let enclosure = Enclosure::open(&mounts(state)?, &state.log("node-namespaces"))?;
+        let enclosure = Enclosure::open("node-namespaces", &mounts(state)?, state)?;
         remains.process(enclosure.first())?;
         let containerd = Daemon::start(
             &enclosure,
@@ -266,6 +266,8 @@ failCgroupV1: false
 failSwapOn: false
 makeIPTablesUtilChains: false
 resolvConf: ""
+# Nobody answers there, but without one an event on each pod complains.
+clusterDNS: ["{address}"]
 volumePluginDir: {root}/volume-plugins
 # A republish every 5 to 7.5 seconds instead of every 60 to 90.
 syncFrequency: 5s

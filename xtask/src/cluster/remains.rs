@@ -36,15 +36,14 @@ impl Remains {
         self.add(&format!("cgroup {name}"))
     }
 
+    /// Fails when all was put back meanwhile: nothing may be started any more.
     fn add(&self, line: &str) -> Result<()> {
-        writeln!(File::options().append(true).open(&self.file)?, "{line}")?;
+        let mut list = File::options().append(true).open(&self.file)?;
+        list.lock()?;
+        ensure!(self.file.exists(), "the cluster was taken down");
+        writeln!(list, "{line}")?;
         Ok(())
     }
-}
-
-/// Whether there is a cluster, running or left behind, in this folder.
-pub(crate) fn exist(state: &State) -> bool {
-    list(state).exists()
 }
 
 /// Ends the cluster's processes, and removes its control groups and its folder.

@@ -21,7 +21,7 @@ impl State {
     /// The folder of the cluster that `cargo xtask cluster up` leaves running.
     pub(crate) fn of_a_person() -> Self {
         Self {
-            root: env::temp_dir().join("coffer-cluster"),
+            root: env::temp_dir().join(Self::OF_A_PERSON),
         }
     }
 
@@ -48,6 +48,13 @@ impl State {
         Ok(abandoned)
     }
 
+    /// Whether the last part of a path is the name of a state folder.
+    pub(crate) fn is_of_a_cluster(path: &str) -> bool {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        name == Self::OF_A_PERSON || name.starts_with(Self::SCOPED)
+    }
+
+    const OF_A_PERSON: &str = "coffer-cluster";
     const SCOPED: &str = "coffer-e2e-";
 
     /// Makes the folder; it must not be there yet.
@@ -127,8 +134,10 @@ impl Address {
             Self::KUBELET,
             Self::KUBELET_READ_ONLY,
         ];
-        (77..=254)
-            .map(|third| Ipv4Addr::new(127, 0, third, 1))
+        // Begun elsewhere by each process, so that two at once do not choose the same.
+        let begin = process::id() as u8;
+        (0..=u8::MAX)
+            .map(|step| Ipv4Addr::new(127, 77, begin.wrapping_add(step), 1))
             .find(|ip| {
                 ports
                     .iter()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::cluster::{BUSYBOX, Cluster};
 
@@ -59,11 +59,18 @@ spec:
         "the pod's own token is no JWT"
     );
 
-    // The address that every client library takes from the environment.
-    let reach = "nc -z -w 5 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT";
-    namespace
-        .exec("reader", &["sh", "-c", reach])
-        .context("the pod does not reach the API server")?;
+    // What every client library looks for, and what kubectl has just been using.
+    let address = [
+        "sh",
+        "-c",
+        "echo $KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT",
+    ];
+    let address = namespace.exec("reader", &address)?;
+    let kubeconfig = cluster.kubectl(&["config", "view", "--minify"])?;
+    ensure!(
+        kubeconfig.contains(&format!("server: https://{address}")),
+        "the pod's own API server is {address}"
+    );
 
     namespace.delete_pod("reader")
 }

@@ -6,12 +6,14 @@
 mod first_pod;
 mod node;
 
+use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::cluster::machine::Machine;
 use crate::cluster::{Cluster, Lifetime};
+use crate::tally::Tally;
 
 /// What the story is about, and how it goes.
 type Story = (&'static str, fn(&Cluster) -> Result<()>);
@@ -28,56 +30,32 @@ const STORIES: &[Story] = &[
 ];
 
 /// Tells the stories whose title holds `only`, each to the same cluster, and sums up.
-pub(crate) fn run(only: Option<&str>) -> Result<()> {
-    let before = Machine::look()?;
-    let cluster = Cluster::up(Lifetime::ThisProcess)?;
-
+pub(crate) fn run(only: Option<&str>) -> ExitCode {
     let mut tally = Tally::default();
+    let begun = Instant::now();
+    let up = Machine::look().and_then(|before| Ok((before, Cluster::up(Lifetime::ThisProcess)?)));
+    let (before, cluster) = match up {
+        Ok(up) => up,
+        Err(error) => {
+            tally.tell("the cluster comes up", begun, Err(error));
+            return tally.sum_up();
+        }
+    };
+
     for (title, story) in STORIES {
         if only.is_none_or(|part| title.contains(part)) {
             let begun = Instant::now();
             let outcome = story(&cluster);
-            let failed = outcome.is_err();
+            let diagnosis = outcome.is_err().then(|| cluster.diagnosis());
             tally.tell(title, begun, outcome);
-            if failed {
-                println!("{}", cluster.diagnosis());
+            if let Some(diagnosis) = diagnosis {
+                println!("{diagnosis}");
             }
         }
     }
 
     let begun = Instant::now();
-    tally.tell(
-        "the machine is as it was",
-        begun,
-        cluster.down().and_then(|()| before.ensure_unchanged()),
-    );
+    let down = cluster.down().and_then(|()| before.ensure_unchanged());
+    tally.tell("the machine is as it was", begun, down);
     tally.sum_up()
-}
-
-#[derive(Default)]
-struct Tally {
-    passed: usize,
-    failed: usize,
-}
-
-impl Tally {
-    fn tell(&mut self, title: &str, begun: Instant, outcome: Result<()>) {
-        let seconds = begun.elapsed().as_secs_f32();
-        match outcome {
-            Ok(()) => {
-                self.passed += 1;
-                println!("ok      {title} ({seconds:.1} s)");
-            }
-            Err(error) => {
-                self.failed += 1;
-                println!("FAILED  {title} ({seconds:.1} s): {error:#}");
-            }
-        }
-    }
-
-    fn sum_up(&self) -> Result<()> {
-        println!("\n{} passed, {} failed", self.passed, self.failed);
-        ensure!(self.failed == 0, "some stories did not go as told");
-        Ok(())
-    }
 }

@@ -1,0 +1,184 @@
+//! `cargo xtask test`: everything that can be said about the project without a cluster.
+//!
+//! One step after the other, whatever has become of the one before. What a step needs is installed.
+
+mod namespace;
+mod parts;
+mod report;
+
+use std::env;
+use std::io::{BufRead as _, BufReader, PipeReader, pipe};
+use std::mem;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+
+use crate::cluster::cache::Cache;
+use crate::tally::Tally;
+use crate::workspace;
+use report::Report;
+
+/// Names the binary of csi-sanity to the tests.
+const CSI_SANITY: &str = "COFFER_CSI_SANITY";
+
+/// Runs the steps and sums up.
+pub(crate) fn run() -> ExitCode {
+    let mut tally = Tally::default();
+    thread::scope(|scope| {
+        // Only the last steps need these, and the first ones leave a core idle now and then.
+        let deny = scope.spawn(|| parts::cargo_deny(&Cache::open()?));
+        let sanity = scope.spawn(|| parts::csi_sanity(&Cache::open()?));
+
+        step(&mut tally, "formatting", || {
+            succeed(cargo().args(["fmt", "--all", "--check"]))
+        });
+        step(&mut tally, "lints", || {
+            let what = ["--workspace", "--all-targets", "--all-features", "--locked"];
+            succeed(
+                cargo()
+                    .arg("clippy")
+                    .args(what)
+                    .args(["--", "-D", "warnings"]),
+            )
+        });
+        let report = suite(&mut tally, "tests", cargo_test(cargo()));
+        if !report.need_namespace.is_empty() {
+            in_namespace(&mut tally, &report, made(sanity));
+        }
+        step(&mut tally, "licences, bans and sources", || {
+            succeed(
+                Command::new(made(deny)?)
+                    .current_dir(workspace())
+                    .args([
+                        "--all-features",
+                        "--locked",
+                        "check",
+                        "--hide-inclusion-graph",
+                    ])
+                    .args(["licenses", "bans", "sources"]),
+            )
+        });
+    });
+    tally.sum_up()
+}
+
+/// The tests that the first run of `cargo test` left out for want of a mount namespace.
+fn in_namespace(tally: &mut Tally, left_out: &Report, csi_sanity: Result<PathBuf>) {
+    let title = "tests in a mount namespace";
+    let command = csi_sanity.and_then(|csi_sanity| {
+        let mut command = namespace::unshare()?;
+        command
+            .arg(cargo().get_program())
+            .env(CSI_SANITY, csi_sanity);
+        Ok(command)
+    });
+    let mut command = match command {
+        Ok(command) => cargo_test(command),
+        Err(error) => return step(tally, title, || Err(error)),
+    };
+    command
+        .args(&left_out.targets)
+        .args(["--", "--ignored", "--exact"])
+        .args(&left_out.need_namespace);
+    let report = suite(tally, title, command);
+    let ran = report.counts.passed + report.counts.failed;
+    tally.made_up_for(ran);
+}
+
+fn step(tally: &mut Tally, title: &str, run: impl FnOnce() -> Result<()>) {
+    println!("\n{title} …");
+    let begun = Instant::now();
+    tally.tell(title, begun, run());
+}
+
+fn suite(tally: &mut Tally, title: &str, command: Command) -> Report {
+    println!("\n{title} …");
+    let begun = Instant::now();
+    let (report, outcome) = watch(command);
+    let problem = match report.failed.as_slice() {
+        [] => outcome.err(),
+        failed => Some(anyhow!("{}", failed.join(", "))),
+    };
+    tally.tell_many(title, begun, report.counts, problem);
+    report
+}
+
+/// Runs a command that speaks to the person itself.
+fn succeed(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_owned();
+    let status = command.stdin(Stdio::null()).status();
+    let status = status.with_context(|| format!("cannot start {}", program.display()))?;
+    ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+/// Runs `cargo test`, shows what it prints as it comes, and reads it.
+fn watch(mut command: Command) -> (Report, Result<()>) {
+    let report = Arc::<Mutex<Report>>::default();
+    let outcome = (|| {
+        // One pipe for both, so that cargo's words about a binary come before those of its tests.
+        let (output, writer) = pipe()?;
+        command
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone()?)
+            .stderr(writer);
+        let mut child = command.spawn().context("cannot start cargo")?;
+        // It holds the pipe's other end, and the output would have no end.
+        drop(command);
+
+        let (ended, end) = channel();
+        let reads = report.clone();
+        thread::spawn(move || {
+            show(output, &reads);
+            // Nobody may be waiting any more.
+            let _ = ended.send(());
+        });
+        let status = child.wait()?;
+        if end.recv_timeout(Duration::from_secs(10)).is_err() {
+            bail!("a test left a process behind, which still holds the tests' output");
+        }
+        ensure!(status.success(), "{status}");
+        Ok(())
+    })();
+    let report = mem::take(&mut *report.lock().unwrap_or_else(PoisonError::into_inner));
+    (report, outcome)
+}
+
+fn show(output: PipeReader, report: &Mutex<Report>) {
+    for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.read(&line);
+    }
+}
+
+/// The cargo that runs us.
+fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace());
+    cargo
+}
+
+fn cargo_test(mut cargo: Command) -> Command {
+    cargo
+        .args([
+            "test",
+            "--workspace",
+            "--all-features",
+            "--locked",
+            "--no-fail-fast",
+        ])
+        // Their lines are read.
+        .env("CARGO_TERM_COLOR", "never");
+    cargo
+}
+
+fn made(part: ScopedJoinHandle<'_, Result<PathBuf>>) -> Result<PathBuf> {
+    part.join().map_err(|_| anyhow!("making it panicked"))?
+}
