@@ -56,12 +56,14 @@ pub async fn run_with(
         );
     }
     let metrics = Arc::new(Metrics::default());
+    let before = volumes.clone();
+    let found = tokio::task::spawn_blocking(move || before.sweep_all()).await?;
     let server = CsiServer::bind(&config.socket)?;
     let http = match config.metrics {
         Some(address) => Some(listen(address).await?),
         None => None,
     };
-    info!(?config, providers = ?catalog.names(), noswap = volumes.noswap(), "driver started");
+    info!(?config, providers = ?catalog.names(), noswap = volumes.noswap(), adopts = volumes.adopts(), volumes = found, "driver started");
 
     let publisher = Publisher::new(classes, catalog, volumes, metrics.clone());
     let serve = server.serve(

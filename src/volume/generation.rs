@@ -74,7 +74,7 @@ pub(super) fn sweep(root: &OwnedFd) -> Result<Outcome, Errno> {
     if old.is_empty() {
         return Ok(Outcome::Unchanged);
     }
-    if let Some(wait) = grace_left(root)? {
+    if let Some(wait) = grace_left(root, &present)? {
         return Ok(Outcome::TooSoon(wait));
     }
     for name in &old {
@@ -84,16 +84,24 @@ pub(super) fn sweep(root: &OwnedFd) -> Result<Outcome, Errno> {
 }
 
 /// The switch made `..data` anew, so its time is when the generation before it was replaced.
-fn grace_left(root: &OwnedFd) -> Result<Option<Duration>, Errno> {
-    let link = rustix::fs::statat(root, DATA, AtFlags::SYMLINK_NOFOLLOW)?;
+fn grace_left(root: &OwnedFd, present: &str) -> Result<Option<Duration>, Errno> {
+    let link = match rustix::fs::statat(root, DATA, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(None),
+        link => link?,
+    };
     let seconds = u64::try_from(link.st_mtime).unwrap_or_default();
     let nanos = u32::try_from(link.st_mtime_nsec).unwrap_or_default();
     let switched = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
-    // A clock that was set back makes it seem to lie ahead: then it is as if it were just now.
-    let age = SystemTime::now()
-        .duration_since(switched)
-        .unwrap_or_default();
-    Ok(GRACE.checked_sub(age).filter(|left| !left.is_zero()))
+    match SystemTime::now().duration_since(switched) {
+        Ok(age) => Ok(GRACE.checked_sub(age).filter(|left| !left.is_zero())),
+        // The clock was set back, and by how much nobody knows: the second begins now, with a new link
+        // to the same generation. Waiting for the clock to catch up could take a day.
+        Err(_) => {
+            let _ = rustix::fs::unlinkat(root, DATA_TMP, AtFlags::empty());
+            switch(root, present)?;
+            Ok(Some(GRACE))
+        }
+    }
 }
 
 /// The name that `..data` points to; empty in a volume without one.
@@ -105,8 +113,10 @@ fn present(root: &OwnedFd) -> Result<String, Errno> {
     }
 }
 
+/// By its year, whichever: a node without a battery for its clock starts in 1970.
 fn is_generation(name: &str) -> bool {
-    name.starts_with("..2")
+    name.strip_prefix("..")
+        .is_some_and(|time| time.starts_with(|first: char| first.is_ascii_digit()))
 }
 
 /// Writes a whole generation under a name that nobody looks at yet. If it cannot be written whole,

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
+use tracing::warn;
 
 pub use record::{HeldObject, LAYOUT, Record};
 pub use target::{TargetPath, TargetPathError, TargetRules};
@@ -139,7 +140,7 @@ impl Volumes {
         self.noswap
     }
 
-    /// Whether volumes can be taken over from an earlier process.
+    /// Whether volumes can be taken over from an earlier process: not in a user namespace.
     #[must_use]
     pub fn adopts(&self) -> bool {
         matches!(self.marks, Marks::Recorded)
@@ -315,6 +316,18 @@ impl Volumes {
     pub fn adoptable(&self) -> impl Iterator<Item = TargetPath> {
         let targets = target::all_below(&self.rules).into_iter();
         targets.filter(|target| matches!(self.state(target), Ok(State::Complete(_))))
+    }
+
+    /// Removes what an earlier process left half done in its volumes, and counts them. For the start:
+    /// nobody may have a turn yet.
+    #[must_use]
+    pub fn sweep_all(&self) -> usize {
+        let swept = self.adoptable().inspect(|target| {
+            if let Err(error) = self.sweep(target) {
+                warn!(%error, "leftovers of an earlier process stay");
+            }
+        });
+        swept.count()
     }
 
     /// Opens the root of a volume, once it is certain that it is one: a tmpfs, and ours.

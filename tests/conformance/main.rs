@@ -112,6 +112,9 @@ impl Suite {
             .arg("--ginkgo.skip=Controller Server|GroupController")
             .args(["--ginkgo.randomize-all", "--ginkgo.no-color", "--ginkgo.v"])
             .arg(format!("--ginkgo.seed={seed}"))
+            // Its `utils.Connect` waits for a connection to become ready, and for a minute in vain if it is
+            // so already. On one thread nothing connects before it has begun to wait.
+            .env("GOMAXPROCS", "1")
             .output()
             .expect("csi-sanity");
         let output = format!(

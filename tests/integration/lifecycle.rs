@@ -260,3 +260,35 @@ async fn rule_t15_ten_thousand_rounds_leave_nothing_behind() {
     );
     println!("10,000 rounds: {fds} descriptors, {threads} threads, {rss} + {grown} KiB");
 }
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_w4_what_a_killed_driver_left_behind_goes_when_the_next_one_starts() {
+    let mut node = Node::start().await;
+    let volume = volume("a");
+    node.kubelet.publish(&volume).await.unwrap();
+    node.end(Signal::SIGKILL);
+    let target = node.kubelet.target(&volume);
+    fs::create_dir_all(target.join("..2020_01_01_00_00_00.0/a/b")).unwrap();
+    fs::write(target.join("..2020_01_01_00_00_00.0/a/b/c"), "half").unwrap();
+    std::os::unix::fs::symlink("..2020_01_01_00_00_00.0", target.join("..data_tmp")).unwrap();
+    // Readers of the generation before the present one have a second.
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    node.run().await;
+    let mut names: Vec<_> = fs::read_dir(&target)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names.len(),
+        3,
+        "the link, the generation and the file: {names:?}"
+    );
+    assert_eq!(node.read(&volume, "password"), b"correct-horse");
+    assert_eq!(
+        node.logged(&["driver started", "volumes=1"]),
+        1,
+        "and it is said that it was found"
+    );
+}

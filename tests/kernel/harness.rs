@@ -225,6 +225,16 @@ pub(crate) fn generation(target: &TargetPath) -> String {
     link.into_os_string().into_string().unwrap()
 }
 
+/// What every generation holds that a volume still has.
+pub(crate) fn generations(target: &TargetPath) -> Vec<BTreeMap<String, Vec<u8>>> {
+    let folders = internal_names(target)
+        .into_iter()
+        .filter(|name| !name.starts_with("..data"));
+    folders
+        .map(|name| read_all(&path(target).join(name)))
+        .collect()
+}
+
 /// Sets the time at which the present generation was switched to.
 pub(crate) fn set_switched(target: &TargetPath, time: Timespec) {
     let times = Timestamps {
@@ -362,10 +372,10 @@ fn describe(at: &Path, lines: &mut Vec<String>) {
     }
 }
 
-/// Whether this is the user namespace that the machine started with: there are other users here.
-pub(crate) fn many_users() -> bool {
+/// Whether this is a user namespace: there volumes have no record, and there is one user and one group.
+pub(crate) fn in_a_user_namespace() -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap();
-    map.split_whitespace().eq(["0", "0", "4294967295"])
+    !map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Does `work` in a process where everything belongs to it: descriptors, threads, memory. `test` is the

@@ -16,7 +16,7 @@ use coffer::volume::{Outcome, TargetPath};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::harness::{GRACE, Node, path, payload, record};
+use crate::harness::{GRACE, Node, payload, record};
 
 /// A second's worth of rotations; more than that only makes the readers wait for their turn.
 const VOLUMES: usize = 400;

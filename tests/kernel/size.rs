@@ -98,27 +98,31 @@ fn a_mount_of_more_than_fits_leaves_nothing() {
     assert_eq!(visible(&target), wanted(&small));
 }
 
-/// As many files, folders and bytes as there may be, each file just above a whole number of pages, and
-/// names so long that the links to them take a page each.
-fn largest(limits: &Limits, version: usize) -> Payload {
-    let folders = (limits.entries() - limits.files) / limits.files;
-    let each = limits.bytes / limits.files;
+/// As many files, folders and bytes as there may be, in as many pages as that can take: all files but
+/// one end with the first byte of a page, and the names are so long that the link to each takes one.
+fn largest(limits: &Limits, version: u8) -> Payload {
+    let page = rustix::param::page_size();
+    let folders = limits.entries() / limits.files - 1;
+    let each = (limits.bytes / limits.files).saturating_sub(1) / page * page + 1;
     let files = (0..limits.files).map(|file| {
         let first = format!("{file:0>255}");
         let path = (1..folders).fold(first, |path, folder| format!("{path}/{folder}"));
-        let odd = if file % 2 == 0 {
-            each - 4095
-        } else {
-            each + 4095
+        let length = match file {
+            0 => limits.bytes - (limits.files - 1) * each,
+            _ => each,
         };
-        let bytes = vec![(version * 16 + file % 16) as u8; odd.max(1).min(each * 2 - 1)];
-        (format!("{path}/file"), bytes, 0o644)
+        (format!("{path}/file"), vec![version; length], 0o644)
     });
-    try_payload(files, None, limits).unwrap_or_else(|error| panic!("{error}"))
+    let payload = try_payload(files, None, limits).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(
+        payload.files().len() + payload.folders().len(),
+        limits.entries()
+    );
+    payload
 }
 
 /// As much as is ever remembered with a volume: the longest versions of the most objects.
-fn largest_record(version: usize) -> Record {
+fn largest_record(version: u8) -> Record {
     let held = HeldObject {
         version: format!("{version:0>128}"),
         expires: Some(u64::MAX),

@@ -11,8 +11,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Uid, chown, mkfifo};
 
 use crate::harness::{
-    Node, bind, many_users, mount_foreign, mounts_at, mounts_below, path, payload, prepare, record,
-    snapshot, visible, wanted,
+    Node, bind, in_a_user_namespace, mount_foreign, mounts_at, mounts_below, path, payload,
+    prepare, record, snapshot, visible, wanted,
 };
 
 #[test]
@@ -98,7 +98,7 @@ fn rule_t4_a_target_that_is_no_empty_folder_is_refused_and_stays_as_it_is() {
 #[ignore = "needs a mount namespace: cargo xtask test"]
 fn rule_t4_a_folder_of_another_user_is_refused() {
     let node = Node::new();
-    if many_users() {
+    if !in_a_user_namespace() {
         let target = node.prepare("pod");
         fs::create_dir(path(&target)).unwrap();
         chown(&path(&target), Some(Uid::from_raw(65534)), None).unwrap();
@@ -150,7 +150,7 @@ fn rule_t4_a_part_of_one_of_our_volumes_is_not_a_volume() {
     let target = node.prepare("part");
     fs::create_dir(path(&target)).unwrap();
     bind(&path(&whole).join("folder"), &path(&target));
-    if node.volumes.adopts() {
+    if !in_a_user_namespace() {
         assert_refused(&node.volumes, &target, "something else is mounted there");
     } else {
         // Known by its device, it is taken for a volume; there are no pods in a user namespace.
