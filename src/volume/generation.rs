@@ -295,10 +295,20 @@ pub(super) fn check_empty(target: &TargetPath, folder: &OwnedFd) -> Result<(), V
     if stat.st_uid != rustix::process::geteuid().as_raw() {
         return Err(target.refused("the folder belongs to another user"));
     }
-    match names(folder).map_err(look)?.is_empty() {
+    match is_empty(folder).map_err(look)? {
         true => Ok(()),
         false => Err(target.refused("the folder is not empty, and nothing is mounted there")),
     }
+}
+
+/// Whatever is in it, and however much: none of it is ours.
+fn is_empty(folder: &OwnedFd) -> Result<bool, Errno> {
+    for entry in Dir::read_from(folder)? {
+        if !is_dot(entry?.file_name()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn names(folder: &OwnedFd) -> Result<Vec<String>, Errno> {

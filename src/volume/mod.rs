@@ -231,9 +231,14 @@ impl Volumes {
         let folder = folder.ok_or_else(|| VolumeError::NotMounted(target.clone()))?;
         match self.look(target, &folder)? {
             State::Complete(_) => Err(target.refused("a volume is mounted there already")),
-            State::Absent => mount::attach(built, &folder)
-                .and_then(|()| self.marks.remember(&built.root))
-                .map_err(|errno| target.failed("attach", errno)),
+            State::Absent => self
+                .marks
+                .remember(&built.root)
+                .and_then(|()| mount::attach(built, &folder))
+                .map_err(|errno| {
+                    self.marks.forget(&built.root);
+                    target.failed("attach", errno)
+                }),
         }
     }
 
@@ -283,7 +288,7 @@ impl Volumes {
             if !seen.mount_root {
                 break;
             }
-            self.marks.forget(seen.device);
+            self.marks.forget(&found);
             drop(found);
             mount::detach(&parent, target.leaf())
                 .map_err(|errno| target.failed("unmount", errno))?;

@@ -19,7 +19,6 @@ use crate::payload::Limits;
 const SOURCE: &str = "coffer-1";
 
 const TMPFS_MAGIC: i64 = 0x0102_1994;
-const PAGE: usize = 4096;
 
 /// The step that failed, and how.
 pub(super) struct Failed {
@@ -59,7 +58,7 @@ impl Marks {
         }
     }
 
-    /// Remembers a volume that was just attached.
+    /// Remembers a volume that is about to be attached: once it can be seen, nothing may fail any more.
     pub(super) fn remember(&self, root: &OwnedFd) -> Result<(), Errno> {
         if let Self::Remembered(devices) = self {
             lock(devices).insert(look(root)?.device);
@@ -67,9 +66,10 @@ impl Marks {
         Ok(())
     }
 
-    pub(super) fn forget(&self, device: Device) {
-        if let Self::Remembered(devices) = self {
-            lock(devices).remove(&device);
+    /// Forgets a volume while its device number cannot be another's yet.
+    pub(super) fn forget(&self, root: &OwnedFd) {
+        if let (Self::Remembered(devices), Ok(seen)) = (self, look(root)) {
+            lock(devices).remove(&seen.device);
         }
     }
 }
@@ -116,9 +116,14 @@ pub(super) struct Built {
 /// next.
 pub(super) fn build(limits: &Limits, noswap: bool) -> Result<Built, Failed> {
     let at = |step| move |errno| Failed { step, errno };
-    // Each file ends in a page of its own.
-    let size = 3 * (limits.bytes + limits.files * PAGE) + 16 * PAGE;
-    let inodes = 3 * limits.entries() + limits.files + 64;
+    let page = rustix::param::page_size();
+    // Each file ends in a page of its own, and the link to a long name in the root takes one.
+    let generation = limits.bytes + limits.files * page;
+    let size = 3 * generation + limits.files * page + 16 * page;
+    // Since 6.6 an attribute takes an inode's room for each KiB: the record, and then the next one
+    // while the one before is still there.
+    let records = 2 * Record::MAX_BYTES / 1024;
+    let inodes = 3 * limits.entries() + limits.files + records + 64;
 
     let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(at("open a tmpfs for"))?;
     let fd = tmpfs.as_fd();

@@ -11,9 +11,6 @@ use serde::{Deserialize, Serialize};
 /// CAP_SYS_ADMIN in the initial user namespace, so no pod can forge one.
 const XATTR: &str = "trusted.coffer";
 
-/// The kernel's own limit for one attribute (XATTR_SIZE_MAX).
-const MAX_BYTES: usize = 64 * 1024;
-
 /// The layout that this driver writes.
 pub const LAYOUT: u32 = 1;
 
@@ -39,6 +36,9 @@ pub struct HeldObject {
 }
 
 impl Record {
+    /// The kernel's own limit for one attribute (XATTR_SIZE_MAX).
+    pub(super) const MAX_BYTES: usize = 64 * 1024;
+
     /// Reads the record of the tmpfs that `root` is the root of; `None` where there is none, or one
     /// that this driver does not understand.
     pub(super) fn read(root: &OwnedFd) -> Result<Option<Self>, Errno> {
@@ -46,7 +46,7 @@ impl Record {
         loop {
             match rustix::fs::fgetxattr(root, XATTR, rustix::buffer::spare_capacity(&mut bytes)) {
                 Ok(_) => return Ok(serde_json::from_slice(&bytes).ok()),
-                Err(Errno::RANGE) => bytes.reserve(MAX_BYTES),
+                Err(Errno::RANGE) => bytes.reserve(Self::MAX_BYTES),
                 Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => return Ok(None),
                 Err(errno) => return Err(errno),
             }
@@ -78,6 +78,6 @@ mod tests {
                 .collect(),
         };
         let bytes = serde_json::to_vec(&record).expect("plain data");
-        assert!(bytes.len() < MAX_BYTES, "{}", bytes.len());
+        assert!(bytes.len() < Record::MAX_BYTES, "{}", bytes.len());
     }
 }

@@ -108,7 +108,7 @@ const WRONG: &[(&str, Change, Code, &str)] = &[
         "t5 a block device",
         |r| {
             r.volume_capability.as_mut().unwrap().access_type =
-                Some(AccessType::Block(BlockVolume {}))
+                Some(AccessType::Block(BlockVolume {}));
         },
         Code::InvalidArgument,
         "volume_capability.block",
@@ -327,7 +327,7 @@ async fn rule_t3_t4_a_target_that_is_not_ours_is_refused_and_not_touched() {
         ),
         ("file", |target, _| fs::write(target, "keep me").unwrap()),
         ("socket", |target, _| {
-            drop(UnixListener::bind(target).unwrap())
+            drop(UnixListener::bind(target).unwrap());
         }),
         ("full", |target, _| {
             fs::create_dir(target).unwrap();

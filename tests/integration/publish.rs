@@ -19,7 +19,7 @@ async fn a_pod_sees_every_file_of_its_class_and_nothing_when_it_is_gone() {
     assert_eq!(node.read(&volume, "password"), b"correct-horse");
     assert_eq!(node.read(&volume, "tls/tls.key"), b"key");
     let target = node.kubelet.target(&volume);
-    assert_eq!(mounts(), [target.clone()]);
+    assert_eq!(mounts(), std::slice::from_ref(&target));
     let mode = fs::metadata(target.join("password"))
         .unwrap()
         .permissions()

@@ -74,7 +74,7 @@ fn rule_t4_a_target_that_is_no_empty_folder_is_refused_and_stays_as_it_is() {
             fs::write(at.join("theirs"), "theirs").unwrap();
         }),
         ("a folder with a folder", |at| {
-            fs::create_dir_all(at.join("theirs")).unwrap()
+            fs::create_dir_all(at.join("theirs")).unwrap();
         }),
         ("a folder with a name that is no text", |at| {
             use std::os::unix::ffi::OsStrExt;

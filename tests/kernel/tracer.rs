@@ -41,6 +41,7 @@ pub(crate) struct Traced {
 impl Traced {
     /// Runs `test` again, up to where its operation begins.
     pub(crate) fn start(test: impl Fn(), folder: &Path) -> Self {
+        #[expect(clippy::zombie_processes, reason = "its tracer waits for it")]
         let child = again(test)
             .env(FOLDER, folder)
             .stdout(Stdio::null())
