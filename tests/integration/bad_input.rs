@@ -219,10 +219,41 @@ const WRONG: &[(&str, Change, Code, &str)] = &[
 
 #[tokio::test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
-async fn rule_t1_t2_t5_a_request_with_one_thing_wrong_is_refused_and_leaves_nothing() {
+async fn rule_t1_a_target_outside_of_the_kubelets_layout_is_refused() {
+    refused(|wrong| wrong.starts_with("t1 ")).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_t2_a_target_of_another_pod_is_refused() {
+    refused(|wrong| wrong.starts_with("t2 ")).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_t5_a_volume_that_is_not_a_read_only_tmpfs_is_refused() {
+    refused(|wrong| wrong.starts_with("t5 ")).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_d2_a_request_without_the_kubelets_pod_info_is_refused() {
+    refused(|wrong| wrong.starts_with("d2 ")).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn a_request_with_one_thing_wrong_is_refused() {
+    refused(|wrong| !["t1 ", "t2 ", "t5 ", "d2 "].contains(&&wrong[..3])).await;
+}
+
+/// Sends every request of the table that is chosen, twice: each is refused and leaves nothing.
+async fn refused(chosen: impl Fn(&str) -> bool) {
     let node = Node::start().await;
     let volume = volume("a");
-    for (wrong, change, code, message) in WRONG {
+    let rows: Vec<_> = WRONG.iter().filter(|(wrong, ..)| chosen(wrong)).collect();
+    assert!(!rows.is_empty());
+    for (wrong, change, code, message) in rows {
         node.kubelet.prepare(&volume).unwrap();
         let mut request = node.kubelet.publish_request(&volume);
         change(&mut request);
