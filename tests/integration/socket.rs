@@ -41,10 +41,9 @@ async fn rule_d11_only_root_and_the_driver_s_own_user_may_connect() {
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stdout);
             assert!(output.status.success(), "{said}");
-            assert_eq!(
-                node.logged(&["connection to the CSI socket refused", "uid 65534"]),
-                1
-            );
+            // A client that is refused may try again.
+            let refused = node.logged(&["connection to the CSI socket refused", "uid 65534"]);
+            assert!(refused >= 1);
         }
         // In a user namespace with one user there is nobody to refuse.
         Err(error) => {
