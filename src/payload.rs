@@ -220,3 +220,49 @@ fn item_bytes(
             .map_err(|error| fail(error.kind(), format!("object {:?}: {error}", item.object))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_p6_a_payload_may_reach_each_limit_and_pass_none() {
+        let limits = Limits {
+            bytes: 1000,
+            files: 4,
+        };
+        type Files = Vec<(String, usize)>;
+        type OfSize = fn(usize) -> Files;
+        let cases: [(&str, usize, OfSize); 3] = [
+            ("bytes", 1000, |bytes| {
+                vec![
+                    ("half".into(), bytes / 2),
+                    ("rest".into(), bytes - bytes / 2),
+                ]
+            }),
+            ("files", 4, |files| {
+                (0..files).map(|file| (file.to_string(), 0)).collect()
+            }),
+            ("files and folders", 16, |entries| {
+                vec![(vec!["x"; entries].join("/"), 0)]
+            }),
+        ];
+        for (what, limit, of_size) in cases {
+            let payload = |size| {
+                let files = of_size(size).into_iter().map(|(path, bytes)| {
+                    let path = VolumePath::new(path).expect("good");
+                    (path, SecretBytes::new(vec![b'x'; bytes]), Mode::DEFAULT)
+                });
+                Payload::new(files, None, &limits)
+            };
+            assert!(payload(limit - 1).is_ok(), "{what}");
+            assert!(payload(limit).is_ok(), "{what}");
+            let error = payload(limit + 1).err().expect(what).to_string();
+            let size = limit + 1;
+            assert_eq!(
+                error,
+                format!("the volume would have {size} {what}, {limit} are allowed")
+            );
+        }
+    }
+}

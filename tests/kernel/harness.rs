@@ -393,6 +393,7 @@ pub(crate) fn alone<F: Fn()>(test: F, work: impl FnOnce()) {
         said(&run.stderr)
     );
     let lines = said(&run.stdout);
+    assert!(lines.contains("1 passed"), "{lines}");
     lines
         .lines()
         .filter(|line| line.starts_with("  "))

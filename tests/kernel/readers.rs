@@ -103,6 +103,8 @@ fn rotate_until_looked(node: &Node, stage: &Stage) -> usize {
                 }
             }
             volume.settled.store(number, SeqCst);
+            // As eager as anyone could be: what the readers are still in has to stay.
+            node.volumes.sweep(&volume.target).unwrap();
             swaps += 1;
         }
     }

@@ -14,7 +14,7 @@ use crate::harness::{
 
 #[test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
-fn rule_w8_the_largest_payload_fits_beside_two_others_that_readers_hold() {
+fn the_largest_payload_fits_beside_two_others_that_readers_hold() {
     // A descriptor for each file of the generation that is held.
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, soft.max(4096), hard).unwrap();
@@ -48,7 +48,7 @@ fn rule_w8_the_largest_payload_fits_beside_two_others_that_readers_hold() {
 
 #[test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
-fn rule_w8_what_cannot_be_written_whole_is_not_written_at_all() {
+fn rule_w5_what_cannot_be_written_whole_is_not_written_at_all() {
     let node = Node::new();
     let limits = *node.volumes.limits();
     let files = payload([("file", "old"), ("folder/file", "old")]);
