@@ -45,6 +45,8 @@ fn targets(level: Level) -> Targets {
             ("h2", LevelFilter::ERROR),
             ("hyper", LevelFilter::ERROR),
             ("tonic", LevelFilter::ERROR),
+            // What it says about each request that failed, our own watch says once.
+            ("kube_client", LevelFilter::OFF),
         ])
         .with_target("coffer", level)
         .with_target("coffer_provider", level)

@@ -53,7 +53,8 @@ async fn feed_from(api: Api<DynamicObject>, feed: Feed) {
             if !std::mem::replace(&mut away, true) {
                 warn!(error = %cause(error), "the API server cannot be watched: classes stay as they were");
             }
-        } else if std::mem::take(&mut away) {
+        } else if !matches!(event, Ok(Event::Init)) && std::mem::take(&mut away) {
+            // `Init` only says that a list is asked for, not that there was an answer.
             info!("the API server is watched again");
         }
         match event {

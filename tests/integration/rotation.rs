@@ -19,13 +19,15 @@ async fn a_changed_file_reaches_every_volume_that_has_it() {
             .await;
     }
     assert_eq!(mounts().len(), 20);
+    // The files change first; the driver counts once its own part is done.
+    eventually("twenty rotations are logged", || {
+        node.logged(&["volume rotated"]) == 20
+    })
+    .await;
     let scrape = node.http("/metrics").await;
-    assert!(
-        scrape.contains(
-            "rotation_reconcile_total{provider=\"file\",os_type=\"linux\",rotated=\"true\"} 20"
-        ),
-        "{scrape}"
-    );
+    let counted =
+        "rotation_reconcile_total{provider=\"file\",os_type=\"linux\",rotated=\"true\"} 20";
+    assert!(scrape.contains(counted), "{scrape}");
 }
 
 #[tokio::test]
