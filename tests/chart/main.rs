@@ -1,30 +1,30 @@
-//! What is checked in for the chart is what the code says.
+//! What is checked in for the chart is what the code says, and what helm makes of it is what a node should run.
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "whoever runs the test says whether it writes"
+    reason = "whoever runs the test says whether it writes, and where helm is"
 )]
 
-use std::fs;
-use std::path::Path;
+mod golden;
+mod helm;
+mod refused;
+mod rights;
+mod values;
 
-/// `COFFER_UPDATE=1 cargo test --test chart` writes the file anew.
-fn matches_file(path: &str, generated: &str) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    if std::env::var_os("COFFER_UPDATE").is_some() {
-        fs::write(&file, generated).expect("a file that can be written");
-    }
-    let checked_in = fs::read_to_string(&file).unwrap_or_default();
-    assert!(
-        checked_in == generated,
-        "{path} is not what the types say: COFFER_UPDATE=1 cargo test --test chart"
+#[test]
+fn the_crds_are_those_of_the_types() {
+    golden::matches_file(
+        "charts/coffer/files/crds.yaml",
+        &coffer::kube::crd::definitions(),
     );
 }
 
 #[test]
-fn the_crds_are_those_of_the_types() {
-    matches_file(
-        "charts/coffer/files/crds.yaml",
-        &coffer::kube::crd::definitions(),
-    );
+fn the_chart_has_the_version_of_the_driver() {
+    let chart =
+        std::fs::read_to_string(helm::checkout("charts/coffer/Chart.yaml")).expect("the chart");
+    for key in ["version", "appVersion"] {
+        let line = format!("\n{key}: {}\n", env!("CARGO_PKG_VERSION"));
+        assert!(chart.contains(&line), "Chart.yaml has no line{line}");
+    }
 }

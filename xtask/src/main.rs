@@ -12,6 +12,8 @@
 mod cluster;
 mod e2e;
 mod go;
+mod image;
+mod oci;
 mod tally;
 mod test;
 
@@ -31,6 +33,18 @@ struct Arguments {
 enum Chore {
     /// Formatting, lints and every test that needs no cluster; installs what they need
     Test,
+    /// The tests of the chart alone
+    Chart {
+        /// Writes the manifests that are checked in anew
+        #[arg(long)]
+        update: bool,
+    },
+    /// The driver's image as an OCI archive; no container engine is needed
+    Image {
+        /// The profile of cargo that the driver is built with
+        #[arg(long, default_value = "release")]
+        profile: String,
+    },
     /// A real one-node Kubernetes cluster on this machine, for you to try things in
     #[command(subcommand)]
     Cluster(ClusterChore),
@@ -52,6 +66,8 @@ enum ClusterChore {
 fn main() -> ExitCode {
     let done = match Arguments::parse().chore {
         Chore::Test => return test::run(),
+        Chore::Chart { update } => return test::chart(update),
+        Chore::Image { profile } => image::run(&profile),
         Chore::Cluster(ClusterChore::Up) => cluster::up(),
         Chore::Cluster(ClusterChore::Down) => cluster::down(),
         Chore::E2e { only } => return e2e::run(only.as_deref()),

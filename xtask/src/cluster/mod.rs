@@ -46,6 +46,7 @@ pub(crate) use image::BUSYBOX;
 )]
 pub(crate) use image::REGISTRAR;
 pub(crate) use kubectl::Namespace;
+pub(crate) use parts::clients;
 pub(crate) use person::{down, up};
 
 /// How long a part of the cluster may take to come up on a busy machine of two cores.

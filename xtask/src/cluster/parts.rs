@@ -158,8 +158,8 @@ fn registrar(cache: &Cache, module: &GoModule) -> Result<PathBuf> {
     })
 }
 
-/// kubectl and helm, as they lie in the wheel that `requirements.txt` pins.
-fn clients(cache: &Cache) -> Result<PathBuf> {
+/// The folder with kubectl and helm, as they lie in the wheel that `requirements.txt` pins.
+pub(crate) fn clients(cache: &Cache) -> Result<PathBuf> {
     let requirements = programs().join("requirements.txt");
     let unpack = programs().join("unpack_clients.py");
     let name = format!(

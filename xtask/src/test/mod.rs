@@ -25,6 +25,11 @@ use report::Report;
 
 /// Names the binary of csi-sanity to the tests.
 const CSI_SANITY: &str = "COFFER_CSI_SANITY";
+/// Name the binary of helm and the folder of kubernetes-validate to the tests of the chart.
+const HELM: &str = "COFFER_HELM";
+const VALIDATE: &str = "COFFER_KUBERNETES_VALIDATE";
+/// Tells these tests to write what they would compare.
+const UPDATE: &str = "COFFER_UPDATE";
 
 /// Runs the steps and sums up.
 pub(crate) fn run() -> ExitCode {
@@ -33,6 +38,7 @@ pub(crate) fn run() -> ExitCode {
         // Only the last steps need these, and the first ones leave a core idle now and then.
         let deny = scope.spawn(|| parts::cargo_deny(&Cache::open()?));
         let sanity = scope.spawn(|| parts::csi_sanity(&Cache::open()?));
+        let helm = scope.spawn(parts::helm);
 
         step(&mut tally, "formatting", || {
             succeed(cargo().args(["fmt", "--all", "--check"]))
@@ -50,6 +56,8 @@ pub(crate) fn run() -> ExitCode {
         if !report.need_namespace.is_empty() {
             in_namespace(&mut tally, &report, made(sanity));
         }
+        let ran = with_helm(&mut tally, made(helm), &["--ignored"], false);
+        tally.made_up_for(ran);
         step(&mut tally, "licences, bans and sources", || {
             succeed(
                 Command::new(made(deny)?)
@@ -65,6 +73,38 @@ pub(crate) fn run() -> ExitCode {
         });
     });
     tally.sum_up()
+}
+
+/// The tests of the chart alone.
+pub(crate) fn chart(update: bool) -> ExitCode {
+    let mut tally = Tally::default();
+    with_helm(&mut tally, parts::helm(), &["--include-ignored"], update);
+    tally.sum_up()
+}
+
+/// Tests of the chart, of which those that call helm are left out by a plain `cargo test`. Gives their number.
+fn with_helm(tally: &mut Tally, helm: Result<parts::Helm>, which: &[&str], update: bool) -> usize {
+    let title = "tests of the chart";
+    let helm = match helm {
+        Ok(helm) => helm,
+        Err(error) => {
+            step(tally, title, || Err(error));
+            return 0;
+        }
+    };
+    let mut command = cargo_test(cargo());
+    command
+        .env(HELM, helm.helm)
+        .env(VALIDATE, helm.validate)
+        .arg("--test=chart")
+        .arg("--")
+        .args(which);
+    if update {
+        // They read what others of them write.
+        command.env(UPDATE, "1").arg("--test-threads=1");
+    }
+    let report = suite(tally, title, command);
+    report.counts.passed + report.counts.failed
 }
 
 /// The tests that the first run of `cargo test` left out for want of a mount namespace.
@@ -179,6 +219,6 @@ fn cargo_test(mut cargo: Command) -> Command {
     cargo
 }
 
-fn made(part: ScopedJoinHandle<'_, Result<PathBuf>>) -> Result<PathBuf> {
+fn made<T>(part: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     part.join().map_err(|_| anyhow!("making it panicked"))?
 }

@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::cargo;
 use crate::cluster::cache::{Cache, fingerprint};
+use crate::cluster::clients;
 use crate::cluster::command::output;
 use crate::go::GoModule;
+use crate::workspace;
 
 const CARGO_DENY: &str = "0.20.2";
 
@@ -52,4 +55,48 @@ pub(super) fn csi_sanity(cache: &Cache) -> Result<PathBuf> {
         Ok(())
     })?;
     Ok(entry.join("csi-sanity"))
+}
+
+/// What the tests of the chart call.
+pub(super) struct Helm {
+    /// The binary of helm.
+    pub(super) helm: PathBuf,
+    /// A folder of Python modules, kubernetes-validate among them.
+    pub(super) validate: PathBuf,
+}
+
+pub(super) fn helm() -> Result<Helm> {
+    let cache = Cache::open()?;
+    Ok(Helm {
+        helm: clients(&cache)?.join("helm"),
+        validate: kubernetes_validate(&cache)?,
+    })
+}
+
+fn kubernetes_validate(cache: &Cache) -> Result<PathBuf> {
+    let requirements = workspace().join("tests/chart/requirements.txt");
+    // Two of the modules are compiled, for one minor version of Python.
+    let tag = ["-c", "import sys; print(sys.implementation.cache_tag)"];
+    let python = output(Command::new("python3").args(tag))
+        .context("Python 3 is needed to check manifests")?;
+    let pinned = fingerprint(std::slice::from_ref(&requirements))?;
+    let name = format!("kubernetes-validate-{}-{pinned}", python.trim());
+    cache.entry(&name, |folder| {
+        println!("fetching kubernetes-validate beside what follows");
+        let mut pip = Command::new("python3");
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--require-hashes",
+        ])
+        .args(["--only-binary", ":all:", "--requirement"])
+        .arg(&requirements)
+        .arg("--target")
+        .arg(folder);
+        output(&mut pip).context("Python 3 with pip is needed to fetch kubernetes-validate")?;
+        Ok(())
+    })
 }

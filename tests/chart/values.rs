@@ -1,0 +1,224 @@
+//! What becomes of values: flags that the driver has, limits that fit, and the names that tools look for.
+
+use clap::Parser;
+use coffer::config::{Config, NodeArgs};
+use serde_json::{Value, json};
+
+use crate::helm::{NEW, OLD, Objects, SETS, helm, list, text};
+
+#[derive(Parser)]
+struct Driver {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Node(Box<NodeArgs>),
+}
+
+fn config(release: &Objects) -> Config {
+    let args = release.driver_args().into_iter();
+    // The node's name comes in a variable that only the kubelet can fill.
+    let typed = ["coffer"].into_iter().chain(args).chain(["--node-id=n1"]);
+    let Command::Node(args) = Driver::try_parse_from(typed)
+        .expect("flags of the driver")
+        .command;
+    Config::try_from(*args).expect("settings that hold")
+}
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn the_driver_has_every_flag_that_the_chart_gives_it() {
+    for set in SETS {
+        let release = Objects::of(set, NEW, &[]);
+        let config = config(&release);
+        assert_eq!(
+            config.driver_name,
+            text(&release.one("CSIDriver")["metadata"]["name"]),
+            "{set}"
+        );
+        let pods = list(&release.pod()["volumes"])
+            .iter()
+            .find(|volume| volume["name"] == "pods");
+        let pods = &pods.expect("the pods folder")["hostPath"]["path"];
+        assert_eq!(config.rules.pods.to_str(), pods.as_str(), "{set}");
+        assert!(config.rules.conformance_root.is_none(), "{set}");
+        let node = &release.container("secrets-store")["env"][0];
+        assert_eq!(node["name"], "COFFER_NODE_ID", "{set}");
+        assert_eq!(
+            node["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName",
+            "{set}"
+        );
+    }
+    let full = config(&Objects::of("full", NEW, &[]));
+    assert_eq!(full.metrics.expect("on").to_string(), "0.0.0.0:9095");
+    assert_eq!(full.file_root.as_deref(), Some("/srv/secrets".as_ref()));
+}
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn tokens_are_taken_from_where_this_cluster_puts_them() {
+    for (set, kubernetes, given, flag, field) in [
+        ("tokens", OLD, "", "context", Value::Null),
+        ("tokens", NEW, "", "secrets", json!(true)),
+        ("tokens", "1.35.0", "", "secrets", json!(true)),
+        ("tokens", "v1.35.2-gke.100", "", "secrets", json!(true)),
+        ("tokens", NEW, "context", "context", json!(false)),
+        ("tokens", NEW, "secrets", "secrets", json!(true)),
+        // The kubelet brings none: whatever is in the volume context is the pod's author's own.
+        ("default", OLD, "", "secrets", Value::Null),
+        ("default", NEW, "", "secrets", Value::Null),
+        ("default", OLD, "context", "secrets", Value::Null),
+    ] {
+        let release = Objects::of(set, kubernetes, &[&format!("tokenSource={given}")]);
+        let flag = format!("--token-source={flag}");
+        assert!(
+            release.driver_args().contains(&&*flag),
+            "{set} {kubernetes} {given}"
+        );
+        let driver = &release.one("CSIDriver")["spec"];
+        assert_eq!(
+            driver["serviceAccountTokenInSecrets"], field,
+            "{set} {kubernetes} {given}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn the_memory_limit_has_room_for_the_node_budget_twice() {
+    for (given, limit) in [
+        ("nodeBudget=64Mi", "192Mi"),
+        ("nodeBudget=100Mi", "264Mi"),
+        ("nodeBudget=1Gi", "2112Mi"),
+        ("linux.driver.ownMemory=1Gi", "1152Mi"),
+        ("linux.driver.resources=null", "192Mi"),
+        ("linux.driver.resources.limits.cpu=1", "192Mi"),
+        ("linux.driver.resources.limits.memory=192Mi", "192Mi"),
+        ("linux.driver.resources.limits.memory=1.5Gi", "1.5Gi"),
+        ("linux.driver.resources.limits.memory=300M", "300M"),
+    ] {
+        let release = Objects::of("default", NEW, &[given]);
+        let resources = &release.container("secrets-store")["resources"];
+        assert_eq!(resources["limits"]["memory"], limit, "{given}");
+    }
+    let bytes = Objects::of(
+        "default",
+        NEW,
+        &["linux.driver.resources.limits.memory=209715200"],
+    );
+    assert_eq!(
+        bytes.container("secrets-store")["resources"]["limits"]["memory"],
+        209_715_200
+    );
+}
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn without_metrics_there_is_nothing_to_probe() {
+    let release = Objects::of("default", NEW, &["linux.metricsAddr="]);
+    let driver = release.container("secrets-store");
+    for field in ["ports", "livenessProbe", "readinessProbe"] {
+        assert!(driver[field].is_null(), "{field}");
+    }
+    assert!(config(&release).metrics.is_none());
+}
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn tools_find_the_names_of_upstream() {
+    let release = Objects::of("default", NEW, &[]);
+    let template = &release.one("DaemonSet")["spec"]["template"];
+    assert_eq!(
+        template["metadata"]["labels"]["app"],
+        "secrets-store-csi-driver"
+    );
+    let containers = list(&template["spec"]["containers"]).iter();
+    let containers: Vec<_> = containers
+        .map(|container| text(&container["name"]))
+        .collect();
+    assert_eq!(containers, ["secrets-store", "node-driver-registrar"]);
+    assert_eq!(
+        release.names("ClusterRole"),
+        [
+            "secretproviderclasses-admin-role",
+            "secretproviderclasses-role",
+            "secretproviderclasses-viewer-role",
+            "secretproviderclasspodstatuses-viewer-role",
+        ]
+    );
+    assert_eq!(
+        release.names("ClusterRoleBinding"),
+        ["secretproviderclasses-rolebinding"]
+    );
+    assert_eq!(
+        release.names("ServiceAccount"),
+        ["secrets-store-csi-driver"]
+    );
+    assert_eq!(release.names("CSIDriver"), ["secrets-store.csi.k8s.io"]);
+}
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn beside_another_driver_no_name_is_taken_twice() {
+    let (theirs, ours) = (
+        Objects::of("default", NEW, &[]),
+        Objects::of("beside", NEW, &[]),
+    );
+    for kind in [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "ServiceAccount",
+        "DaemonSet",
+        "CSIDriver",
+    ] {
+        let taken = theirs.names(kind);
+        assert!(
+            ours.names(kind).iter().all(|name| !taken.contains(name)),
+            "{kind}"
+        );
+    }
+    let selects = |release: &Objects| release.one("DaemonSet")["spec"]["selector"].clone();
+    assert_ne!(selects(&theirs), selects(&ours));
+}
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn values_of_upstream_are_taken_and_the_notes_tell_which_change_nothing() {
+    let notes = |set| {
+        helm(
+            &["install", "csi-secrets-store", "--dry-run=client"],
+            set,
+            &[],
+        )
+        .expect("taken")
+    };
+    let notes_of_upstream = notes("upstream");
+    let (_, unused) = notes_of_upstream
+        .split_once("change nothing here:\n")
+        .expect("a list");
+    let unused: Vec<_> = unused.split_whitespace().collect();
+    assert_eq!(
+        unused,
+        [
+            "windows",
+            "logVerbosity",
+            "livenessProbe",
+            "maxCallRecvMsgSize",
+            "syncSecret",
+            "enableSecretRotation",
+            "rotationPollInterval",
+            "providerHealthCheck",
+            "providerHealthCheckInterval",
+            "automountServiceAccountToken",
+            "linux.livenessProbeImage",
+            "linux.livenessProbe",
+            "linux.providersDir",
+            "linux.additionalProvidersDirs",
+        ]
+    );
+    assert!(notes_of_upstream.contains("limit of\n200Mi"));
+    assert!(!notes("default").contains("change nothing"));
+    assert!(notes("default").contains("may hold 64Mi together"));
+}
