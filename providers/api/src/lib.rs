@@ -95,4 +95,8 @@ pub trait Source: Send + Sync {
 
     /// Gives back leases that nobody uses any more. Best effort: a store ends them by itself in time.
     async fn release(&self, _caller: &Caller, _leases: &[Lease]) {}
+
+    /// Ends and forgets what the store gave the caller to be known by: no pod of its identity is left
+    /// on the node. Best effort, as [`Self::release`].
+    async fn log_out(&self, _caller: &Caller) {}
 }
