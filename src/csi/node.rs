@@ -24,7 +24,7 @@ use super::convert;
 use super::status::status;
 use crate::error::{PublishError, Reason};
 use crate::publish::{Publisher, STORE_DEADLINE};
-use crate::tokens::TokenSource;
+use crate::tokens::{TokenSource, Tokens};
 use crate::volume::Outcome;
 
 pub(super) struct NodeService {
@@ -48,6 +48,9 @@ impl Node for NodeService {
         let rules = self.publisher.volumes().rules();
         let done = match convert::publish_request(request, rules, self.token_source) {
             Ok(request) => {
+                // Never more of the tokens than where they came from and how many there are.
+                let audiences = request.tokens.as_ref().map_or(0, Tokens::len);
+                debug!(volume.id = %volume_id, token_source = ?self.token_source, audiences, "volume asked for");
                 let publish = self.publisher.clone().publish(request, deadline);
                 self.to_its_end(publish).await?
             }

@@ -25,15 +25,16 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Builds the image and tells where it is.
 pub(crate) fn run(profile: &str) -> Result<()> {
-    let (file, archive) = build(profile)?;
+    let (file, archive) = build(profile, &[])?;
     println!("name    {REPOSITORY}:{VERSION}");
     println!("digest  {}", archive.digest);
     println!("file    {} ({})", file.display(), mib(archive.bytes.len()));
     Ok(())
 }
 
-/// The archive and where it was written, its binary having run once where there is nothing else.
-pub(crate) fn build(profile: &str) -> Result<(PathBuf, Archive)> {
+/// The archive and where it was written, its binary having run once where there is nothing else. The image has
+/// `more_tags` besides its version.
+pub(crate) fn build(profile: &str, more_tags: &[&str]) -> Result<(PathBuf, Archive)> {
     let target =
         env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
     let target = std::path::absolute(target.join("image"))?;
@@ -43,8 +44,14 @@ pub(crate) fn build(profile: &str) -> Result<(PathBuf, Archive)> {
     let files = files(binary);
     ensure_it_runs(&files, &target.join("root"))?;
 
+    let tags = [&[VERSION], more_tags].concat();
+    let names: Vec<_> = tags
+        .iter()
+        .map(|tag| format!("{REPOSITORY}:{tag}"))
+        .collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
     let image = Image {
-        names: &[&format!("{REPOSITORY}:{VERSION}")],
+        names: &names,
         run: &format!(
             r#""Entrypoint":["/coffer"],"Labels":{{"org.opencontainers.image.title":"coffer","org.opencontainers.image.version":"{VERSION}","org.opencontainers.image.licenses":"Apache-2.0"}}"#
         ),

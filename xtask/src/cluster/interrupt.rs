@@ -9,6 +9,7 @@ use anyhow::Result;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::machine::Machine;
 use super::remains;
 use super::state::State;
 
@@ -17,7 +18,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// From now on, the first signal takes down the cluster of this folder, and then this process ends.
 pub(crate) fn put_back_when_interrupted(state: &State) -> Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    let state = state.clone();
+    let (state, before) = (state.clone(), Machine::look()?);
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
@@ -26,7 +27,8 @@ pub(crate) fn put_back_when_interrupted(state: &State) -> Result<()> {
             };
             INTERRUPTED.store(true, Ordering::SeqCst);
             println!("\ninterrupted: taking the cluster down");
-            if let Err(error) = remains::put_back(&state) {
+            let put_back = remains::put_back(&state).and_then(|()| before.ensure_unchanged());
+            if let Err(error) = put_back {
                 println!("the machine is not as it was: {error:#}");
             }
             process::exit(128 + signal);

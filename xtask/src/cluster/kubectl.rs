@@ -12,19 +12,24 @@ use super::interrupt;
 impl Cluster {
     /// Runs kubectl as an administrator, and gives what it printed.
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        output(self.client("kubectl").args(arguments))
+        output(self.client("kubectl")?.args(arguments))
     }
 
     /// Runs helm as an administrator, and gives what it printed.
     pub(crate) fn helm(&self, arguments: &[&str]) -> Result<String> {
-        output(self.client("helm").args(arguments))
+        output(self.client("helm")?.args(arguments))
     }
 
     /// `kubectl apply` of one or more documents.
-    #[expect(dead_code, reason = "the stories of the driver will")]
     pub(crate) fn apply(&self, yaml: &str) -> Result<()> {
-        output_given(self.client("kubectl").args(["apply", "-f", "-"]), yaml)?;
+        output_given(self.client("kubectl")?.args(["apply", "-f", "-"]), yaml)?;
         Ok(())
+    }
+
+    /// What the API server would make of a document.
+    pub(crate) fn dry_run(&self, yaml: &str) -> Result<String> {
+        let create = ["create", "--dry-run=server", "--output=yaml", "-f", "-"];
+        output_given(self.client("kubectl")?.args(create), yaml)
     }
 
     /// Makes a namespace in which pods can start at once.
@@ -67,6 +72,11 @@ impl Cluster {
                 );
             }
         }
+        // Also of containers that are gone: the driver's, where it is installed.
+        let logs = "tail -n 60 /var/log/pods/kube-system_*/*/*.log";
+        if let Ok(logs) = self.on_node(&["sh", "-c", logs]) {
+            text += &format!("--- logs of kube-system\n{}\n", tail(&logs, 200));
+        }
         for program in [
             "kube-apiserver",
             "kube-controller-manager",
@@ -81,14 +91,18 @@ impl Cluster {
         text
     }
 
-    fn client(&self, name: &str) -> Command {
-        let mut command = Command::new(self.parts.clients().join(name));
+    /// Beside the API server, so that it ends with the cluster and leaves no file where all were just removed.
+    fn client(&self, name: &str) -> Result<Command> {
+        let program = self.parts.clients().join(name);
+        let mut running = self.running();
+        let control_plane = running.control_plane.as_mut();
+        let control_plane = control_plane.context("there is no API server yet")?;
+        let mut command = control_plane.enclosure().command(program);
         // A home of its own: caches and settings of the person who runs this are neither used nor written.
         command
-            .env_clear()
             .env("KUBECONFIG", self.state.kubeconfig())
             .env("HOME", self.state.file("home"));
-        command
+        Ok(command)
     }
 }
 
@@ -100,7 +114,6 @@ pub(crate) struct Namespace<'a> {
 
 impl Namespace<'_> {
     /// Its name.
-    #[expect(dead_code, reason = "the stories of the driver will")]
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -113,7 +126,7 @@ impl Namespace<'_> {
 
     /// `kubectl apply` of documents that name no namespace.
     pub(crate) fn apply(&self, yaml: &str) -> Result<()> {
-        let mut kubectl = self.cluster.client("kubectl");
+        let mut kubectl = self.cluster.client("kubectl")?;
         output_given(
             kubectl.args(["--namespace", &self.name, "apply", "-f", "-"]),
             yaml,

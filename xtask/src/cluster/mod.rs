@@ -39,12 +39,7 @@ use parts::Parts;
 use remains::Remains;
 use state::{Address, State};
 
-pub(crate) use image::BUSYBOX;
-#[expect(
-    unused_imports,
-    reason = "the stories of the driver will: its chart names this image"
-)]
-pub(crate) use image::REGISTRAR;
+pub(crate) use image::{BUSYBOX, REGISTRAR};
 pub(crate) use kubectl::Namespace;
 pub(crate) use parts::clients;
 pub(crate) use person::{down, up};
@@ -125,8 +120,10 @@ impl Cluster {
         )?;
 
         // Both halves begin at once: the API server takes the longest, and needs no node.
+        let mut list = self.remains.list()?;
         let enclosure = Enclosure::open("control-plane-namespaces", "", state)?;
-        self.remains.process(enclosure.first())?;
+        list.process(enclosure.first())?;
+        drop(list);
         let control_plane = ControlPlane::start(enclosure, parts, state, self.address)?;
         self.running().control_plane = Some(control_plane);
         self.running().node = Some(Node::start(parts, state, &self.remains)?);
@@ -165,6 +162,11 @@ impl Cluster {
     /// The node's name, for `spec.nodeName`.
     pub(crate) fn node_name(&self) -> String {
         self.address.ip().to_string()
+    }
+
+    /// Where the driver can serve its metrics: the network of its pod is the machine's.
+    pub(crate) fn metrics_address(&self) -> String {
+        format!("{}:{}", self.address.ip(), Address::METRICS)
     }
 
     /// The end of a program's log.

@@ -40,13 +40,15 @@ pub(crate) struct Node {
 impl Node {
     /// Starts containerd, and leaves the kubelet for [`Self::start_kubelet`].
     pub(crate) fn start(parts: &Parts, state: &State, remains: &Remains) -> Result<Self> {
-        remains.control_group(state.name())?;
+        let mut list = remains.list()?;
+        list.control_group(state.name())?;
         cgroup::create(state.name())?;
         write_containerd_config(state)?;
         write_pod_network(parts, state)?;
 
         let enclosure = Enclosure::open("node-namespaces", &mounts(state)?, state)?;
-        remains.process(enclosure.first())?;
+        list.process(enclosure.first())?;
+        drop(list);
         let containerd = Daemon::start(
             &enclosure,
             state,
@@ -130,16 +132,16 @@ impl Node {
     }
 }
 
-/// What the kubelet answers at its read-only port, which speaks plain HTTP.
-pub(crate) fn ask_kubelet(address: Address, path: &str) -> Result<String> {
-    let mut connection = TcpStream::connect((address.ip(), Address::KUBELET_READ_ONLY))?;
+/// What is answered at a port that speaks plain HTTP.
+pub(crate) fn ask(address: Address, port: u16, path: &str) -> Result<String> {
+    let mut connection = TcpStream::connect((address.ip(), port))?;
     connection.set_read_timeout(Some(Duration::from_secs(5)))?;
     write!(connection, "GET {path} HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer)?;
     let (_, body) = answer
         .split_once("\r\n\r\n")
-        .context("the kubelet's answer has no end of headers")?;
+        .context("the answer has no end of headers")?;
     Ok(body.to_owned())
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::command::output;
 use super::node::{self, Node};
+use super::state::Address;
 use super::{Cluster, UP};
 
 impl Cluster {
@@ -16,11 +17,20 @@ impl Cluster {
         output(command.args(arguments))
     }
 
+    /// What the driver answers where it serves its metrics.
+    pub(crate) fn ask_driver(&self, path: &str) -> Result<String> {
+        node::ask(self.address, Address::METRICS, path)
+    }
+
+    fn ask_kubelet(&self, path: &str) -> Result<String> {
+        node::ask(self.address, Address::KUBELET_READ_ONLY, path)
+    }
+
     /// Starts the kubelet and waits until the node is ready and all its pods are known there.
     pub(crate) fn start_kubelet(&self) -> Result<()> {
         self.with_node(|node| node.start_kubelet(&self.parts, &self.state, self.address))?;
         self.wait_until("the kubelet is well", UP, || {
-            Ok(node::ask_kubelet(self.address, "/healthz")? == "ok")
+            Ok(self.ask_kubelet("/healthz")? == "ok")
         })?;
 
         // Ready alone may still be the word of the kubelet before; a pod needs the taints gone, too.
@@ -41,7 +51,7 @@ impl Cluster {
             "-o=jsonpath={.items[*].metadata.uid}",
         ];
         self.wait_until("the kubelet knows its pods", UP, || {
-            let known = node::ask_kubelet(self.address, "/pods")?;
+            let known = self.ask_kubelet("/pods")?;
             Ok(self
                 .kubectl(&uids)?
                 .split(' ')

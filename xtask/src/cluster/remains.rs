@@ -26,23 +26,33 @@ impl Remains {
         Ok(Self { file })
     }
 
+    /// Opens the list for what is about to be made. Fails when all was put back meanwhile: nothing may be made any
+    /// more.
+    pub(crate) fn list(&self) -> Result<Listing> {
+        let list = File::options().append(true).open(&self.file)?;
+        list.lock()?;
+        ensure!(self.file.exists(), "the cluster was taken down");
+        Ok(Listing(list))
+    }
+}
+
+/// The list, open: as long as it is, whoever wants to put things back waits, so that nothing is made behind their
+/// back.
+pub(crate) struct Listing(File);
+
+impl Listing {
     /// To be ended: the first process of an enclosure.
-    pub(crate) fn process(&self, process: Process) -> Result<()> {
-        self.add(&format!("process {} {}", process.id, process.started))
+    pub(crate) fn process(&mut self, process: Process) -> Result<()> {
+        Ok(writeln!(
+            self.0,
+            "process {} {}",
+            process.id, process.started
+        )?)
     }
 
     /// To be removed: a control group.
-    pub(crate) fn control_group(&self, name: &str) -> Result<()> {
-        self.add(&format!("cgroup {name}"))
-    }
-
-    /// Fails when all was put back meanwhile: nothing may be started any more.
-    fn add(&self, line: &str) -> Result<()> {
-        let mut list = File::options().append(true).open(&self.file)?;
-        list.lock()?;
-        ensure!(self.file.exists(), "the cluster was taken down");
-        writeln!(list, "{line}")?;
-        Ok(())
+    pub(crate) fn control_group(&mut self, name: &str) -> Result<()> {
+        Ok(writeln!(self.0, "cgroup {name}")?)
     }
 }
 

@@ -125,6 +125,8 @@ impl Address {
     pub(crate) const ETCD: u16 = 2379;
     pub(crate) const KUBELET: u16 = 10250;
     pub(crate) const KUBELET_READ_ONLY: u16 = 10255;
+    /// Of the driver, which a pod with hostNetwork serves.
+    pub(crate) const METRICS: u16 = 8095;
 
     /// The first address on which nobody listens at these ports.
     pub(crate) fn free() -> Result<Self> {
@@ -133,6 +135,7 @@ impl Address {
             Self::ETCD,
             Self::KUBELET,
             Self::KUBELET_READ_ONLY,
+            Self::METRICS,
         ];
         // Begun elsewhere by each process, so that two at once do not choose the same.
         let begin = process::id() as u8;

@@ -1,40 +1,137 @@
 //! `cargo xtask e2e`: stories that are told to a real cluster.
 //!
 //! One file is one story: a `run` that reads from top to bottom as what a person would do and see. Add the file,
-//! and one line to [`STORIES`].
+//! and one line to [`STORIES`]. `driver`, `volume` and `manifests` are what the stories are told with.
 
+mod driver;
 mod first_pod;
+mod forced;
+mod group;
+mod late_class;
+mod life;
+mod manifests;
+mod neighbour;
 mod node;
+mod reboot;
+mod restart_kubelet;
+mod rights;
+mod rounds;
+mod stop;
+mod sub_path;
+mod tokens;
+mod two_volumes;
+mod upgrade;
+mod volume;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use crate::cluster::machine::Machine;
 use crate::cluster::{Cluster, Lifetime};
 use crate::tally::Tally;
+use driver::Driver;
 
-/// What the story is about, and how it goes.
-type Story = (&'static str, fn(&Cluster) -> Result<()>);
+/// How long a pod, and what it waits for, may take on a busy machine of two cores.
+const SOON: Duration = Duration::from_secs(90);
 
-const STORIES: &[Story] = &[
+/// How a story goes.
+enum Told {
+    /// With the bare cluster.
+    Bare(fn(&Cluster) -> Result<()>),
+    /// With the driver installed.
+    WithDriver(fn(&Driver<'_>) -> Result<()>),
+}
+use Told::{Bare, WithDriver};
+
+/// What each story is about, and how it goes. The bare ones come first.
+const STORIES: &[(&str, Told)] = &[
     (
         "a pod runs, and kubectl exec reads its files",
-        first_pod::run,
+        Bare(first_pod::run),
     ),
     (
         "the node shares mounts, restarts its kubelet and reboots",
-        node::run,
+        Bare(node::run),
+    ),
+    (
+        "a pod mounts its secrets, reads them, sees a rotation and goes",
+        WithDriver(life::run),
+    ),
+    (
+        "a pod that is not root reads by its fsGroup",
+        WithDriver(group::run),
+    ),
+    (
+        "a second container without the mount sees nothing",
+        WithDriver(neighbour::run),
+    ),
+    (
+        "two volumes of one pod have nothing to do with each other",
+        WithDriver(two_volumes::run),
+    ),
+    (
+        "a file mounted by subPath stays what it was",
+        WithDriver(sub_path::run),
+    ),
+    (
+        "a class that comes late lets its pod start",
+        WithDriver(late_class::run),
+    ),
+    (
+        "a pod deleted by force leaves nothing",
+        WithDriver(forced::run),
+    ),
+    (
+        "tokens arrive through secrets, and nowhere else",
+        WithDriver(tokens::run),
+    ),
+    (
+        "the driver has the rights it needs and no other",
+        WithDriver(rights::run),
+    ),
+    (
+        "rule_t15_pods_that_come_and_go_leave_nothing",
+        WithDriver(rounds::run),
+    ),
+    (
+        "rule_t7_a_pod_keeps_its_mount_while_the_driver_is_killed_and_upgraded",
+        WithDriver(upgrade::run),
+    ),
+    (
+        "a pod keeps its mount while the kubelet restarts",
+        WithDriver(restart_kubelet::run),
+    ),
+    (
+        "rule_r9_sigterm_ends_the_driver_in_order_and_the_next_one_serves_at_once",
+        WithDriver(stop::run),
+    ),
+    (
+        "rule_t9_after_a_reboot_volumes_are_made_anew_and_leftovers_go",
+        WithDriver(reboot::run),
     ),
 ];
 
 /// Tells the stories whose title holds `only`, each to the same cluster, and sums up.
 pub(crate) fn run(only: Option<&str>) -> ExitCode {
     let mut tally = Tally::default();
+    let stories: Vec<_> = STORIES
+        .iter()
+        .filter(|(title, _)| only.is_none_or(|part| title.contains(part)))
+        .collect();
+    let with_driver = stories
+        .iter()
+        .any(|(_, told)| matches!(told, WithDriver(_)));
+
     let begun = Instant::now();
-    let up = Machine::look().and_then(|before| Ok((before, Cluster::up(Lifetime::ThisProcess)?)));
-    let (before, cluster) = match up {
+    // Before the cluster: what does not compile needs none.
+    let image = with_driver.then(Driver::build_image).transpose();
+    let up = image.and_then(|image| {
+        let before = Machine::look()?;
+        Ok((image, before, Cluster::up(Lifetime::ThisProcess)?))
+    });
+    let (image, before, cluster) = match up {
         Ok(up) => up,
         Err(error) => {
             tally.tell("the cluster comes up", begun, Err(error));
@@ -42,15 +139,18 @@ pub(crate) fn run(only: Option<&str>) -> ExitCode {
         }
     };
 
-    for (title, story) in STORIES {
-        if only.is_none_or(|part| title.contains(part)) {
-            let begun = Instant::now();
-            let outcome = story(&cluster);
-            let diagnosis = outcome.is_err().then(|| cluster.diagnosis());
-            tally.tell(title, begun, outcome);
-            if let Some(diagnosis) = diagnosis {
-                println!("{diagnosis}");
-            }
+    for (title, story) in &stories {
+        if let Bare(run) = story {
+            tell(&mut tally, &cluster, title, || run(&cluster));
+        }
+    }
+    let driver = image.and_then(|image| {
+        let install = || Driver::install(&cluster, &image);
+        tell(&mut tally, &cluster, "helm installs the driver", install)
+    });
+    for (title, story) in &stories {
+        if let (WithDriver(run), Some(driver)) = (story, &driver) {
+            tell(&mut tally, &cluster, title, || run(driver));
         }
     }
 
@@ -58,4 +158,24 @@ pub(crate) fn run(only: Option<&str>) -> ExitCode {
     let down = cluster.down().and_then(|()| before.ensure_unchanged());
     tally.tell("the machine is as it was", begun, down);
     tally.sum_up()
+}
+
+/// Tells one story, and what a person would want to see where it fails.
+fn tell<T>(
+    tally: &mut Tally,
+    cluster: &Cluster,
+    title: &str,
+    story: impl FnOnce() -> Result<T>,
+) -> Option<T> {
+    let begun = Instant::now();
+    let (outcome, ending) = match story() {
+        Ok(ending) => (Ok(()), Some(ending)),
+        Err(error) => (Err(error), None),
+    };
+    let diagnosis = outcome.is_err().then(|| cluster.diagnosis());
+    tally.tell(title, begun, outcome);
+    if let Some(diagnosis) = diagnosis {
+        println!("{diagnosis}");
+    }
+    ending
 }
