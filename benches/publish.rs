@@ -322,6 +322,7 @@ async fn front_door(folder: &Path) -> FrontDoor {
         rules: rules(folder),
         token_source: TokenSource::Secrets,
         limits: Limits::default(),
+        cache: Default::default(),
         classes: None,
         kubeconfig: None,
         file_root: None,

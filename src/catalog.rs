@@ -40,7 +40,8 @@ impl Catalog {
     ) -> Result<VolumeSpec, PublishError> {
         let mut sources = Vec::with_capacity(class.sources.len());
         for (index, declared) in class.sources.iter().enumerate() {
-            let Some(provider) = self.providers.get(declared.provider.as_str()) else {
+            let known = self.providers.get_key_value(declared.provider.as_str());
+            let Some((name, provider)) = known else {
                 return Err(PublishError::ProviderNotFound {
                     class: class.name.clone(),
                     provider: coffer_provider::clean_text(&declared.provider, 80),
@@ -49,14 +50,15 @@ impl Catalog {
             };
             let parameters = merge(&declared.parameters, attributes);
             let source = provider.source(&parameters);
-            sources.push(source.map_err(|error| PublishError::Parameters {
+            let source = source.map_err(|error| PublishError::Parameters {
                 class: class.name.clone(),
                 source_path: match declared.name.as_str() {
                     "" => String::new(),
                     _ => format!("sources[{index}]."),
                 },
                 error,
-            })?);
+            })?;
+            sources.push((*name, source));
         }
         Ok(VolumeSpec::new(class, sources))
     }

@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
-use coffer_provider::Parameters;
+use coffer_provider::{Parameters, Sharing};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -45,8 +46,76 @@ pub struct SecretProviderClass {
     pub items: Vec<Item>,
     /// The mode of files without one of their own.
     pub default_mode: Mode,
+    /// When changes in the stores reach the volumes.
+    pub refresh: Refresh,
+    /// Who shares answers of the stores, where the class says so.
+    pub sharing: Option<Sharing>,
+    /// The value of the annotation [`REFRESH`]: another one makes everything due.
+    pub refresh_mark: Option<String>,
     /// Changes whenever the spec does.
     pub hash: String,
+}
+
+/// Asks for a look at the stores now, by any new value.
+pub const REFRESH: &str = "secrets-store.csi.x-k8s.io/refresh";
+
+/// When changes in the stores reach the volumes of a class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refresh {
+    /// How changes are noticed; not given, as the store allows: Watch if it tells, else Cache.
+    pub strategy: Option<RefreshStrategy>,
+    /// How often a store is asked that does not tell.
+    pub interval: Duration,
+    /// How much older than `interval` an answer may be that a further pod gets while its store is away.
+    pub max_stale: Duration,
+}
+
+impl Default for Refresh {
+    fn default() -> Self {
+        Self {
+            strategy: None,
+            interval: Duration::from_secs(120),
+            max_stale: Duration::ZERO,
+        }
+    }
+}
+
+/// How changes in a store are noticed: the kubelet's own three ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum RefreshStrategy {
+    /// The store tells; one that cannot is asked in each interval.
+    Watch,
+    /// The store is asked in each interval.
+    Cache,
+    /// The store is asked after each republish, every 60 to 90 seconds.
+    Get,
+}
+
+/// `spec.refresh`, as it is written.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RefreshSpec {
+    /// How changes are noticed; if not given, Watch where the store tells of them, else Cache.
+    #[serde(default)]
+    strategy: Option<RefreshStrategy>,
+    /// How often the store is asked, 10s or more, 2m if not given.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    interval: Option<jiff::SignedDuration>,
+    /// For how long beyond the interval further pods get the last answer while the store is away, 0s if
+    /// not given.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    max_stale: Option<jiff::SignedDuration>,
+}
+
+/// Who may be given one and the same answer.
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+enum SharingSpec {
+    /// Every pod of the ServiceAccount, leases and certificates too.
+    ServiceAccount,
+    /// One pod alone, as a store needs that binds its roles to pods.
+    Pod,
 }
 
 /// One provider and what it is asked for.
@@ -156,6 +225,8 @@ struct Metadata {
     name: String,
     #[serde(default)]
     namespace: String,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 /// `spec` of a SecretProviderClass, as it is written.
@@ -177,6 +248,13 @@ pub(crate) struct Spec {
     /// The mode of files without one of their own, 0644 if not given.
     #[serde(default)]
     default_mode: Option<Mode>,
+    /// When changes in the stores reach the volumes.
+    #[serde(default)]
+    refresh: Option<RefreshSpec>,
+    /// Who shares answers of the stores: if not given, static values the pods of a ServiceAccount, leases
+    /// and certificates nobody.
+    #[serde(default)]
+    sharing: Option<SharingSpec>,
     /// Kubernetes Secrets to make from the volume's files.
     #[serde(default, rename = "secretObjects")]
     _secret_objects: Option<Vec<SecretObject>>,
@@ -259,8 +337,15 @@ fn read_class(manifest: Manifest) -> Document {
         namespace: manifest.metadata.namespace,
         name: manifest.metadata.name,
     };
+    let mark = manifest
+        .metadata
+        .annotations
+        .and_then(|mut annotations| annotations.remove(REFRESH));
     let class = SecretProviderClass::new(name.clone(), manifest.spec);
-    Document { name, class }
+    Document {
+        name,
+        class: class.map(|class| class.with_refresh_mark(mark)),
+    }
 }
 
 impl SecretProviderClass {
@@ -280,6 +365,11 @@ impl SecretProviderClass {
         let hash = hex(&Sha256::digest(spec.to_string()));
         let spec: Spec = at_path("spec", spec)?;
         let default_mode = spec.default_mode.unwrap_or(Mode::DEFAULT);
+        let refresh = refresh(spec.refresh.as_ref())?;
+        let sharing = spec.sharing.map(|sharing| match sharing {
+            SharingSpec::ServiceAccount => Sharing::ServiceAccount,
+            SharingSpec::Pod => Sharing::Pod,
+        });
         let items = spec.items.clone();
         let sources = sources(spec)?;
         check_items(&items, &sources)?;
@@ -288,9 +378,54 @@ impl SecretProviderClass {
             sources,
             items,
             default_mode,
+            refresh,
+            sharing,
+            refresh_mark: None,
             hash,
         })
     }
+
+    /// The class with the value of its annotation [`REFRESH`].
+    #[must_use]
+    pub fn with_refresh_mark(mut self, mark: Option<String>) -> Self {
+        self.refresh_mark = mark;
+        self
+    }
+}
+
+/// A shorter interval would be a load on the store that nobody meant.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(10);
+
+fn refresh(spec: Option<&RefreshSpec>) -> Result<Refresh, ClassError> {
+    let default = Refresh::default();
+    let Some(spec) = spec else {
+        return Ok(default);
+    };
+    let duration = |field: &str, given: Option<jiff::SignedDuration>, default, least: Duration| {
+        let given = match given {
+            None => return Ok(default),
+            Some(given) => Duration::try_from(given).ok(),
+        };
+        given.filter(|given| *given >= least).ok_or_else(|| {
+            let problem = format!("must be {} s or more", least.as_secs());
+            ClassError::new(format!("spec.refresh.{field}"), problem)
+        })
+    };
+    Ok(Refresh {
+        strategy: spec.strategy,
+        interval: duration(
+            "interval",
+            spec.interval,
+            default.interval,
+            SHORTEST_INTERVAL,
+        )?,
+        max_stale: duration(
+            "maxStale",
+            spec.max_stale,
+            default.max_stale,
+            Duration::ZERO,
+        )?,
+    })
 }
 
 /// `provider` and `parameters` are the short form of one source.
@@ -579,6 +714,61 @@ mod tests {
         }
         let fine = "provider: a\nitems: [{object: x, path: a/b}, {object: z, path: a-b}, {object: z, path: a/c}]";
         assert_eq!(one(fine).expect("good").items.len(), 3);
+    }
+
+    #[test]
+    fn refresh_and_sharing_have_kubernetes_words_and_durations() {
+        let class = one("provider: a").expect("good");
+        assert_eq!(class.refresh, Refresh::default());
+        assert_eq!((class.sharing, class.refresh_mark), (None, None));
+        let class = one(
+            "provider: a\nsharing: Pod\nrefresh: {strategy: Get, interval: 1m30s, maxStale: 1h}",
+        )
+        .expect("good");
+        let expected = Refresh {
+            strategy: Some(RefreshStrategy::Get),
+            interval: Duration::from_secs(90),
+            max_stale: Duration::from_secs(3600),
+        };
+        assert_eq!(class.refresh, expected);
+        assert_eq!(class.sharing, Some(Sharing::Pod));
+        assert!(one("provider: a\nrefresh: {interval: 10s}").is_ok());
+        for (spec, message) in [
+            (
+                "refresh: {interval: 9s}",
+                "spec.refresh.interval: must be 10 s or more",
+            ),
+            (
+                "refresh: {interval: -1m}",
+                "spec.refresh.interval: must be 10 s or more",
+            ),
+            (
+                "refresh: {maxStale: -1s}",
+                "spec.refresh.maxStale: must be 0 s or more",
+            ),
+            ("refresh: {interval: soon}", "spec.refresh.interval: "),
+            ("refresh: {interval: 120}", "spec.refresh.interval: "),
+            (
+                "refresh: {strategy: watch}",
+                "spec.refresh.strategy: unknown variant",
+            ),
+            ("refresh: {every: 1m}", "spec.refresh.every: unknown field"),
+            ("sharing: Node", "spec.sharing: unknown variant"),
+        ] {
+            let error = one(&format!("provider: a\n{spec}"))
+                .expect_err(spec)
+                .to_string();
+            assert!(error.starts_with(message), "{error}");
+        }
+        let marked = "apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\n\
+            metadata: {name: a, namespace: a, annotations: {secrets-store.csi.x-k8s.io/refresh: '7'}}\n\
+            spec: {provider: a}";
+        let class = read_documents(marked)
+            .expect("good")
+            .remove(0)
+            .class
+            .expect("good");
+        assert_eq!(class.refresh_mark.as_deref(), Some("7"));
     }
 
     #[test]

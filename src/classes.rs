@@ -102,7 +102,7 @@ impl Classes {
         self.find(name)
     }
 
-    /// An item for each time that the class has changed.
+    /// An item for each time that the class has changed, or its annotation for a refresh.
     #[must_use]
     pub fn watch(&self, name: &ClassName) -> Changes {
         let mut known = self.0.clone();
@@ -124,9 +124,12 @@ impl Classes {
     }
 }
 
-fn hash(known: &Known, name: &ClassName) -> Option<Result<String, ClassError>> {
+type Hash = Result<(String, Option<String>), ClassError>;
+
+fn hash(known: &Known, name: &ClassName) -> Option<Hash> {
     let class = known.classes.get(name)?.as_ref();
-    Some(class.map(|class| class.hash.clone()).map_err(Clone::clone))
+    let hash = class.map(|class| (class.hash.clone(), class.refresh_mark.clone()));
+    Some(hash.map_err(Clone::clone))
 }
 
 #[cfg(test)]

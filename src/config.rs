@@ -1,11 +1,15 @@
 //! What was typed (`NodeArgs`) and what holds (`Config`). The only place that reads the environment.
 
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use tracing::Level;
 
+use crate::cache::Settings;
+use crate::pacer::Rate;
 use crate::payload::Limits;
 use crate::tokens::TokenSource;
 use crate::volume::TargetRules;
@@ -55,6 +59,14 @@ pub struct NodeArgs {
     #[arg(long, env = "COFFER_TOKEN_SOURCE", value_enum, default_value_t = TokenSource::Secrets)]
     pub token_source: TokenSource,
 
+    /// Most bytes of secret values that are kept in memory
+    #[arg(long, env = "COFFER_CACHE_BYTES", default_value_t = 32 << 20)]
+    pub cache_bytes: usize,
+
+    /// Requests to one store in a second, in the long run; twice as many at once
+    #[arg(long, env = "COFFER_STORE_RATE", default_value_t = 50)]
+    pub store_rate: u32,
+
     /// How log lines look
     #[arg(long, env = "COFFER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -92,6 +104,8 @@ pub struct Config {
     pub token_source: TokenSource,
     /// What one volume may hold.
     pub limits: Limits,
+    /// What the cache may hold and ask.
+    pub cache: Settings,
     /// Where the classes are, if not in the cluster.
     pub classes: Option<PathBuf>,
     /// How to reach the API server, if not as a pod.
@@ -116,6 +130,7 @@ impl TryFrom<NodeArgs> for Config {
 
     fn try_from(args: NodeArgs) -> Result<Self, ConfigError> {
         Ok(Self {
+            cache: cache(&args)?,
             socket: socket(&args.endpoint)?,
             node_id: node_id(args.node_id)?,
             driver_name: driver_name(args.driver_name)?,
@@ -134,6 +149,23 @@ impl TryFrom<NodeArgs> for Config {
             metrics: metrics(&args.metrics_addr)?,
         })
     }
+}
+
+fn cache(args: &NodeArgs) -> Result<Settings, ConfigError> {
+    if args.store_rate == 0 {
+        return Err(error("store-rate", "0", "must be 1 or more"));
+    }
+    // Nodes that start together do not ask together.
+    let mut hasher = DefaultHasher::new();
+    args.node_id.hash(&mut hasher);
+    Ok(Settings {
+        bytes: args.cache_bytes,
+        rate: Rate {
+            per_second: f64::from(args.store_rate),
+            burst: f64::from(args.store_rate) * 2.0,
+        },
+        seed: hasher.finish(),
+    })
 }
 
 fn error(flag: &'static str, value: impl Into<String>, problem: &'static str) -> ConfigError {

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::cache::SecretCache;
 use crate::catalog::Catalog;
 use crate::class_folder;
 use crate::classes::Classes;
@@ -65,7 +66,11 @@ pub async fn run_with(
     };
     info!(?config, providers = ?catalog.names(), noswap = volumes.noswap(), adopts = volumes.adopts(), volumes = found, "driver started");
 
-    let publisher = Publisher::new(classes, catalog, volumes, metrics.clone());
+    let cache = SecretCache::new(config.cache, metrics.clone());
+    let looking = cache.clone();
+    let looking_until = stop.clone();
+    tokio::spawn(async move { looking.run(looking_until).await });
+    let publisher = Publisher::new(classes, catalog, cache.clone(), volumes, metrics.clone());
     let serve = server.serve(
         config.driver_name,
         config.node_id,
@@ -76,7 +81,7 @@ pub async fn run_with(
     let served = match http {
         None => serve.await,
         Some(http) => {
-            let http = tokio::spawn(serve_http(http, metrics, stop.clone()));
+            let http = tokio::spawn(serve_http(http, metrics, cache, stop.clone()));
             let served = serve.await;
             stop.cancel();
             let _ = http.await;
@@ -120,10 +125,20 @@ async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     Ok(listener)
 }
 
-async fn serve_http(listener: TcpListener, metrics: Arc<Metrics>, stop: CancellationToken) {
+async fn serve_http(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    cache: SecretCache,
+    stop: CancellationToken,
+) {
+    let scrape = move || {
+        cache.measure();
+        let text = metrics.text();
+        async { text }
+    };
     let healthy = || async { (StatusCode::OK, "ok\n") };
     let routes = Router::new()
-        .route("/metrics", get(move || async move { metrics.text() }))
+        .route("/metrics", get(scrape))
         .route("/healthz", get(healthy))
         .route("/readyz", get(healthy));
     if let Err(error) = axum::serve(listener, routes)

@@ -43,6 +43,8 @@ pub enum Reason {
     Unpublished,
     /// What lies at the target path is not ours to touch.
     TargetRefused,
+    /// Too many volumes wait for the store.
+    QueueFull,
     /// The node has no room or no descriptors left.
     NodeExhausted,
     /// The kernel did not do what it should.
@@ -71,6 +73,7 @@ impl Reason {
             Self::VolumeBusy => "VolumeBusy",
             Self::Unpublished => "Unpublished",
             Self::TargetRefused => "TargetRefused",
+            Self::QueueFull => "QueueFull",
             Self::NodeExhausted => "NodeExhausted",
             Self::NodeFailure => "NodeFailure",
         }
@@ -101,6 +104,16 @@ pub enum PublishError {
         "there is no token for the audience {0:?}: list it in spec.tokenRequests of the CSIDriver"
     )]
     NoToken(String),
+    /// The pod's token for a store is of no more use.
+    #[error(
+        "the token for the audience {0:?} has expired: the kubelet brings another one; is the clock of the node right?"
+    )]
+    TokenExpired(String),
+    /// A token without an audience is one for the API server.
+    #[error(
+        "the audience is empty: a token for it is good for the API server itself, and is not given to a store"
+    )]
+    EmptyAudience,
     /// The classes are not known yet.
     #[error("the SecretProviderClasses have not been read from the API server yet")]
     ClassesUnknown,
@@ -136,6 +149,12 @@ pub enum PublishError {
         source_path: String,
         /// Which parameter, and why not.
         error: ProviderError,
+    },
+    /// Too many others wait for the same store.
+    #[error("provider {provider}: too many volumes wait for this store already")]
+    QueueFull {
+        /// The provider's name.
+        provider: String,
     },
     /// A provider could not read an object.
     #[error("provider {provider}: {error}")]
@@ -229,6 +248,9 @@ impl PublishError {
             Self::InvalidRequest { .. } | Self::NoClass | Self::NoToken(_) => {
                 Reason::InvalidRequest
             }
+            Self::TokenExpired(_) => Reason::Unauthenticated,
+            Self::EmptyAudience => Reason::InvalidClass,
+            Self::QueueFull { .. } => Reason::QueueFull,
             Self::ClassesUnknown => Reason::ApiServerUnavailable,
             Self::ClassNotFound(_) => Reason::ClassNotFound,
             Self::ProviderNotFound { .. } => Reason::ProviderNotFound,
@@ -253,7 +275,7 @@ impl PublishError {
     }
 }
 
-fn kind_reason(kind: ErrorKind) -> Reason {
+pub(crate) fn kind_reason(kind: ErrorKind) -> Reason {
     match kind {
         ErrorKind::InvalidParameters => Reason::InvalidClass,
         ErrorKind::NotFound => Reason::SecretNotFound,

@@ -10,22 +10,28 @@
 //! the core; it decides, and knows neither gRPC nor the kernel nor any store. Start at
 //! [`publish::Publisher::publish`].
 
+pub mod cache;
 pub mod catalog;
 pub mod class;
 pub mod class_folder;
 pub mod classes;
+pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod csi;
 pub mod driver;
 pub mod error;
 pub mod fake_kubelet;
+mod flight;
+pub mod identity;
 pub mod kube;
+pub mod pacer;
 pub mod payload;
 pub mod privileges;
 pub mod publish;
 pub mod registry;
 mod rotation;
+pub mod schedule;
 pub mod spec;
 pub mod telemetry;
 pub mod tokens;

@@ -3,31 +3,30 @@
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use coffer_provider::{
-    Caller, Changes, IdentifiedBy, Life, Pod, ProviderError, Secret, SecretBytes, Source,
-};
-use futures_util::future::join_all;
-use futures_util::stream;
+use coffer_provider::{Life, Secret, Version};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
+use crate::cache::{Look, SecretCache, Subscriber, Tidings, Told};
 use crate::catalog::Catalog;
-use crate::class::ClassName;
+use crate::class::{ClassName, SecretProviderClass};
 use crate::classes::Classes;
 use crate::error::PublishError;
+pub use crate::flight::STORE_DEADLINE;
+use crate::identity::Requester;
 use crate::payload::Payload;
-use crate::registry::{Published, Registry, Turn};
+use crate::registry::{Followed, Published, Registry, Turn};
 use crate::rotation;
 use crate::spec::VolumeSpec;
 use crate::telemetry::Metrics;
-use crate::tokens::{self, Tokens, TokensError};
 use crate::volume::{HeldObject, LAYOUT, Outcome, Record, State, TargetPath, VolumeError, Volumes};
 
-/// How long a volume waits for its stores, at most.
-pub const STORE_DEADLINE: Duration = Duration::from_secs(60);
+/// How many volumes are written again at one time.
+const ROTATIONS: usize = 16;
 
 /// What the kubelet asks for, checked as far as the request alone allows. Holds secrets: no `Debug`.
 pub struct PublishRequest {
@@ -36,11 +35,7 @@ pub struct PublishRequest {
     /// Where it is wanted.
     pub target: TargetPath,
     /// For whom.
-    pub pod: Pod,
-    /// Its tokens. That they cannot be read matters to a volume that is not there yet.
-    pub tokens: Result<Tokens, TokensError>,
-    /// The data of the Secret that `nodePublishSecretRef` names.
-    pub secrets: BTreeMap<String, SecretBytes>,
+    pub requester: Arc<Requester>,
     /// What the pod wrote into `volumeAttributes`, without the class.
     pub attributes: BTreeMap<String, String>,
     /// `volumeAttributes.secretProviderClass`
@@ -49,44 +44,15 @@ pub struct PublishRequest {
     pub fs_group: Option<u32>,
 }
 
-impl PublishRequest {
-    /// The pod as one source gets to see it: with the token for that source's audience and no other.
-    fn caller(&self, source: &dyn Source) -> Result<Caller, PublishError> {
-        let token = match source.identified_by() {
-            IdentifiedBy::Pod | IdentifiedBy::Namespace => None,
-            IdentifiedBy::Token { audience, .. } => {
-                let tokens =
-                    self.tokens
-                        .as_ref()
-                        .map_err(|error| PublishError::InvalidRequest {
-                            field: tokens::KEY,
-                            problem: error.to_string(),
-                        })?;
-                let token = tokens.of(audience).cloned();
-                Some(token.ok_or_else(|| PublishError::NoToken(audience.clone()))?)
-            }
-        };
-        Ok(Caller {
-            pod: self.pod.clone(),
-            token,
-            secrets: self.secrets.clone(),
-        })
-    }
-}
-
 /// Brings volumes onto the node and keeps them fresh.
 pub struct Publisher {
     classes: Classes,
     catalog: Catalog,
+    cache: SecretCache,
     volumes: Arc<Volumes>,
     registry: Registry,
     metrics: Arc<Metrics>,
-}
-
-/// What a volume is about to hold.
-struct Fetched {
-    payload: Payload,
-    record: Record,
+    rotations: Semaphore,
 }
 
 impl Publisher {
@@ -95,15 +61,18 @@ impl Publisher {
     pub fn new(
         classes: Classes,
         catalog: Catalog,
+        cache: SecretCache,
         volumes: Arc<Volumes>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             classes,
             catalog,
+            cache,
             volumes,
             registry: Registry::default(),
             metrics,
+            rotations: Semaphore::new(ROTATIONS),
         })
     }
 
@@ -160,15 +129,18 @@ impl Publisher {
         let name = class_name(&request)?;
         let class = in_time(turn, deadline, self.classes.find_soon(&name)).await??;
         let spec = self.catalog.resolve(class, &request.attributes)?;
-        let changes = self.changes(&spec, &request)?;
-        let fetched = self.fetch_in_time(turn, &spec, &request, deadline).await?;
-        let target = request.target.clone();
-        let record = fetched.record.clone();
+        let subscriber = Subscriber::new(request.volume_id.clone(), request.requester.clone());
+        let (subscription, tidings) = self.cache.subscribe(&spec, &subscriber)?;
+        let secrets = in_time(turn, deadline, subscription.read()).await??;
+        let payload = self.payload(&spec, &secrets, &request)?;
+        let record = record(&spec, &secrets, SystemTime::now());
+        let (target, mounted) = (request.target.clone(), record.clone());
         let outcome = self
-            .on_node(move |volumes| volumes.mount(&target, &fetched.payload, &fetched.record))
+            .on_node(move |volumes| volumes.mount(&target, &payload, &mounted))
             .await?;
-        let provider = self.provider_name(&spec);
-        **turn = Some(self.published(request, Some(record), provider, Some(changes)));
+        let followed = Followed { spec, subscription };
+        let told = Some(tidings);
+        **turn = Some(self.published(request, Some(record), subscriber, Some(followed), told));
         self.metrics.volumes.set(self.registry.len() as i64);
         Ok(outcome)
     }
@@ -180,66 +152,148 @@ impl Publisher {
         request: Arc<PublishRequest>,
         record: Option<Record>,
     ) {
-        if let Some(published) = &mut **turn {
-            published.request = request;
+        let Some(published) = &mut **turn else {
+            info!(volume.id = %request.volume_id, "volume taken over");
+            let subscriber = Subscriber::new(request.volume_id.clone(), request.requester.clone());
+            **turn = Some(self.published(request, record, subscriber, None, None));
+            self.metrics.volumes.set(self.registry.len() as i64);
             return;
+        };
+        published.subscriber.renew(request.requester.clone());
+        published.request = request;
+        match &published.followed {
+            Some(followed) => followed.subscription.republished(),
+            None => published.subscriber.tell(),
         }
-        info!(volume.id = %request.volume_id, "volume taken over");
-        **turn = Some(self.published(request, record, "", None));
-        self.metrics.volumes.set(self.registry.len() as i64);
     }
 
     fn published(
         self: &Arc<Self>,
         request: Arc<PublishRequest>,
         record: Option<Record>,
-        provider: &'static str,
-        changes: Option<Changes>,
+        subscriber: Arc<Subscriber>,
+        followed: Option<Followed>,
+        tidings: Option<Tidings>,
     ) -> Published {
-        let follow = rotation::follow(self.clone(), request.volume_id.clone(), changes);
+        let class = class_name(&request).map(|name| self.classes.watch(&name));
+        let follow = rotation::follow(self.clone(), subscriber.clone(), class.ok(), tidings);
         Published {
             request,
             record,
-            provider,
+            subscriber,
+            followed,
             follower: AbortOnDropHandle::new(tokio::spawn(follow)),
         }
     }
 
-    /// Looks at the stores of a published volume and writes it again where they have something new.
-    /// The stream that comes back tells of everything that changes from before the look on.
+    /// Looks at what is new for a published volume, in its class and in the cache, and writes it again
+    /// where that is something else than it has. The tidings that may come back replace those before.
     ///
     /// # Errors
     /// The volume keeps what it has.
     pub(crate) async fn rotate(
         self: &Arc<Self>,
         volume_id: &str,
-    ) -> Result<(Outcome, Changes), PublishError> {
+    ) -> Result<(Outcome, Option<Tidings>), PublishError> {
+        let started = Instant::now();
+        let _one_of_many = self.rotations.acquire().await;
         let mut turn = self.registry.turn(volume_id).await;
+        let provider = provider(turn.as_ref().and_then(|volume| volume.followed.as_ref()));
+        let mut tidings = None;
+        let looked = self.look(&mut turn, &mut tidings).await;
+        self.metrics.rotated(provider, &looked, started.elapsed());
+        looked.map(|outcome| (outcome, tidings))
+    }
+
+    async fn look(
+        self: &Arc<Self>,
+        turn: &mut Turn,
+        tidings: &mut Option<Tidings>,
+    ) -> Result<Outcome, PublishError> {
         let published = turn.as_mut().ok_or(PublishError::Unpublished)?;
-        let request = published.request.clone();
-        let class = self.classes.find(&class_name(&request)?)?;
-        let spec = self.catalog.resolve(class, &request.attributes)?;
-        published.provider = self.provider_name(&spec);
-        let held = published.record.clone();
-        let changes = self.changes(&spec, &request)?;
-        let deadline = Instant::now() + STORE_DEADLINE;
-        if let Some(held) = &held
-            && self
-                .is_current(&turn, &spec, &request, held, deadline)
-                .await?
-        {
-            return Ok((Outcome::Unchanged, changes));
+        let class = self.classes.find(&class_name(&published.request)?)?;
+        match &mut published.followed {
+            Some(followed) if followed.spec.class_hash() == class.hash => {
+                if followed.spec.refresh_mark() != class.refresh_mark.as_deref() {
+                    followed.subscription.mark_due(None);
+                    followed.spec.refreshed(class);
+                }
+            }
+            _ => *tidings = Some(self.follow_class(turn, class).await?),
         }
-        let fetched = self.fetch_in_time(&turn, &spec, &request, deadline).await?;
-        let record = fetched.record.clone();
-        let target = request.target.clone();
+        self.write_what_is_new(turn).await
+    }
+
+    /// From now on the volume is kept like `class`. Its secrets are read first, unless an earlier process
+    /// wrote them: as long as that fails, the volume stays what it was (R6).
+    async fn follow_class(
+        self: &Arc<Self>,
+        turn: &mut Turn,
+        class: Arc<SecretProviderClass>,
+    ) -> Result<Tidings, PublishError> {
+        let published = turn.as_ref().ok_or(PublishError::Unpublished)?;
+        let spec = self.catalog.resolve(class, &published.request.attributes)?;
+        let (subscription, tidings) = self.cache.subscribe(&spec, &published.subscriber)?;
+        match &published.record {
+            Some(record) if record.class == spec.class_hash() => subscription.adopt(record),
+            _ => {
+                let deadline = Instant::now() + STORE_DEADLINE;
+                let secrets = in_time(turn, deadline, subscription.read()).await??;
+                // A set that cannot be laid out is not followed.
+                self.payload(&spec, &secrets, &published.request)?;
+            }
+        }
+        if let Some(published) = &mut **turn {
+            published.followed = Some(Followed { spec, subscription });
+        }
+        Ok(tidings)
+    }
+
+    async fn write_what_is_new(&self, turn: &mut Turn) -> Result<Outcome, PublishError> {
+        let published = turn.as_mut().ok_or(PublishError::Unpublished)?;
+        let Some(Followed { spec, subscription }) = &published.followed else {
+            return Ok(Outcome::Unchanged);
+        };
+        let versions = match subscription.look() {
+            Look::Versions(versions) => versions,
+            Look::Waiting => return Ok(Outcome::Unchanged),
+            Look::Failing(error) => return Err(error),
+        };
+        if let Some(record) = &published.record
+            && is_current(record, spec, &versions)
+        {
+            return Ok(Outcome::Unchanged);
+        }
+        let Some(secrets) = subscription.values() else {
+            return Ok(Outcome::Unchanged);
+        };
+        let payload = self.payload(spec, &secrets, &published.request)?;
+        let record = record(spec, &secrets, SystemTime::now());
+        let (target, next) = (published.request.target.clone(), record.clone());
         let outcome = self
-            .on_node(move |volumes| volumes.rotate(&target, &fetched.payload, &fetched.record))
+            .on_node(move |volumes| volumes.rotate(&target, &payload, &next))
             .await?;
-        if let (Some(published), false) = (&mut *turn, matches!(outcome, Outcome::TooSoon(_))) {
+        if !matches!(outcome, Outcome::TooSoon(_)) {
             published.record = Some(record);
         }
-        Ok((outcome, changes))
+        Ok(outcome)
+    }
+
+    /// A source of the volume has told something: the cache looks at it.
+    pub(crate) async fn told(&self, volume_id: &str, told: Told) {
+        let mut turn = self.registry.turn(volume_id).await;
+        if let Some(followed) = turn
+            .as_mut()
+            .and_then(|published| published.followed.as_mut())
+        {
+            match told {
+                Told::Changed(source) => followed.subscription.mark_due(Some(source)),
+                Told::Ended(source) => {
+                    let interval = followed.spec.refresh().interval;
+                    followed.subscription.ask_instead(source, interval);
+                }
+            }
+        }
     }
 
     /// Removes what readers of a volume have left behind by now.
@@ -248,12 +302,6 @@ impl Publisher {
         let published = turn.as_ref().ok_or(PublishError::Unpublished)?;
         let target = published.request.target.clone();
         self.on_node(move |volumes| volumes.sweep(&target)).await
-    }
-
-    /// The provider of a published volume, for metrics.
-    pub(crate) async fn provider_of(&self, volume_id: &str) -> &'static str {
-        let turn = self.registry.turn(volume_id).await;
-        turn.as_ref().map_or("", |published| published.provider)
     }
 
     /// Takes a volume away. Needs no class, no store and no memory of the volume, and does not wait
@@ -275,95 +323,13 @@ impl Publisher {
         unmounted
     }
 
-    fn provider_name(&self, spec: &VolumeSpec) -> &'static str {
-        let provider = spec
-            .sources()
-            .first()
-            .map(|source| source.provider.as_str());
-        let names = self.catalog.names();
-        names
-            .into_iter()
-            .find(|name| Some(*name) == provider)
-            .unwrap_or("")
-    }
-
-    /// Everything that can make the volume different: its class and its sources.
-    fn changes(
+    fn payload(
         &self,
         spec: &VolumeSpec,
+        secrets: &[Vec<Secret>],
         request: &PublishRequest,
-    ) -> Result<Changes, PublishError> {
-        let class = self.classes.watch(&class_name(request)?);
-        let mut changes = vec![class];
-        for source in spec.sources() {
-            changes.extend(source.source.watch(&request.caller(&*source.source)?));
-        }
-        Ok(Box::pin(stream::select_all(changes)))
-    }
-
-    /// Whether the stores still have what the volume holds, as far as they say so cheaply.
-    async fn is_current(
-        &self,
-        turn: &Turn,
-        spec: &VolumeSpec,
-        request: &PublishRequest,
-        held: &Record,
-        deadline: Instant,
-    ) -> Result<bool, PublishError> {
-        if held.class != spec.class_hash() {
-            return Ok(false);
-        }
-        let asked = spec.sources().iter().map(async |source| {
-            let caller = request.caller(&*source.source)?;
-            let versions = source.source.versions(&caller, &source.objects).await;
-            let same = source
-                .objects
-                .iter()
-                .zip(versions)
-                .all(|(object, version)| {
-                    let held = held.objects.get(&source.object_key(object));
-                    version.is_some_and(|v| held.is_some_and(|held| held.version == v.as_str()))
-                });
-            Ok::<bool, PublishError>(same)
-        });
-        let current: Result<Vec<bool>, _> = in_time(turn, deadline, join_all(asked))
-            .await?
-            .into_iter()
-            .collect();
-        Ok(current?.into_iter().all(|current| current))
-    }
-
-    async fn fetch_in_time(
-        &self,
-        turn: &Turn,
-        spec: &VolumeSpec,
-        request: &PublishRequest,
-        deadline: Instant,
-    ) -> Result<Fetched, PublishError> {
-        in_time(turn, deadline, self.fetch(spec, request)).await?
-    }
-
-    async fn fetch(
-        &self,
-        spec: &VolumeSpec,
-        request: &PublishRequest,
-    ) -> Result<Fetched, PublishError> {
-        let reads = spec.sources().iter().map(async |source| {
-            let caller = request.caller(&*source.source)?;
-            let answers = source.source.fetch(&caller, &source.objects).await;
-            let secrets: Result<Vec<Secret>, ProviderError> = answers.into_iter().collect();
-            secrets.map_err(|error| PublishError::Provider {
-                provider: source.provider.clone(),
-                error,
-            })
-        });
-        let read = join_all(reads).await;
-        let read: Vec<Vec<Secret>> = read.into_iter().collect::<Result<_, _>>()?;
-        let limits = self.volumes.limits();
-        Ok(Fetched {
-            payload: Payload::project(spec, &read, request.fs_group, limits)?,
-            record: record(spec, &read, SystemTime::now()),
-        })
+    ) -> Result<Payload, PublishError> {
+        Payload::project(spec, secrets, request.fs_group, self.volumes.limits())
     }
 
     async fn state(&self, target: &TargetPath) -> Result<State, PublishError> {
@@ -401,7 +367,7 @@ async fn in_time<T>(
 
 fn class_name(request: &PublishRequest) -> Result<ClassName, PublishError> {
     Ok(ClassName {
-        namespace: request.pod.namespace.clone(),
+        namespace: request.requester.pod.namespace.clone(),
         name: request.class.clone().ok_or(PublishError::NoClass)?,
     })
 }
@@ -420,6 +386,21 @@ fn check_same(before: &PublishRequest, now: &PublishRequest) -> Result<(), Publi
     } else {
         Err(PublishError::Different)
     }
+}
+
+/// The name for metrics.
+fn provider(followed: Option<&Followed>) -> &'static str {
+    let first = followed.and_then(|followed| followed.spec.sources().first());
+    first.map_or("", |source| source.provider)
+}
+
+/// Whether a volume holds these versions, as far as versions can tell.
+fn is_current(record: &Record, spec: &VolumeSpec, versions: &BTreeMap<String, Version>) -> bool {
+    record.class == spec.class_hash()
+        && versions.iter().all(|(object, version)| {
+            let held = record.objects.get(object);
+            held.is_some_and(|held| !held.version.is_empty() && held.version == version.as_str())
+        })
 }
 
 fn record(spec: &VolumeSpec, read: &[Vec<Secret>], now: SystemTime) -> Record {

@@ -8,7 +8,9 @@ use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::cache::{Subscriber, Subscription};
 use crate::publish::PublishRequest;
+use crate::spec::VolumeSpec;
 use crate::volume::Record;
 
 /// What this process knows of its volumes. There is no list of all of them to walk: each is reached
@@ -29,10 +31,20 @@ pub struct Published {
     pub request: Arc<PublishRequest>,
     /// What is in it; unknown for one that was taken over without a record.
     pub record: Option<Record>,
-    /// The provider's name, for metrics.
-    pub provider: &'static str,
-    /// Follows its sources; ends with it.
+    /// The volume as the cache knows it.
+    pub subscriber: Arc<Subscriber>,
+    /// What it is kept like; not known yet for one that was taken over.
+    pub followed: Option<Followed>,
+    /// Writes it again when something changes; ends with it.
     pub follower: AbortOnDropHandle<()>,
+}
+
+/// The class that a volume is kept like.
+pub struct Followed {
+    /// What it was resolved to.
+    pub spec: VolumeSpec,
+    /// The secrets that it needs.
+    pub subscription: Subscription,
 }
 
 /// The right to operate on a volume, alone; and what is known of the volume.

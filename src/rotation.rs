@@ -4,64 +4,98 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coffer_provider::Changes;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
+use crate::cache::{Subscriber, Tidings};
+use crate::error::PublishError;
 use crate::publish::Publisher;
 use crate::volume::Outcome;
 
-/// After a look that failed: the next one, and the longest wait after many.
+/// After a look that failed: the next one, and the longest wait after many. Stores have a back-off of
+/// their own in the cache.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// When a replaced generation is removed: readers had their second, and a little more.
 const SWEEP: Duration = Duration::from_secs(2);
 
-/// Follows one volume for as long as it is published. Without `changes` (a volume that an earlier
+/// Follows one volume for as long as it is published. Without `tidings` (a volume that an earlier
 /// process made) it looks at once.
-pub(crate) async fn follow(publisher: Arc<Publisher>, volume_id: String, changes: Option<Changes>) {
-    let taken_over = changes.is_none();
-    let mut changes: Changes = changes.unwrap_or_else(|| Box::pin(futures_util::stream::empty()));
+pub(crate) async fn follow(
+    publisher: Arc<Publisher>,
+    volume: Arc<Subscriber>,
+    mut class: Option<Changes>,
+    mut tidings: Option<Tidings>,
+) {
+    let volume_id = volume.volume_id.as_str();
+    let taken_over = tidings.is_none();
     let mut look_at = taken_over.then(Instant::now);
     let mut sweep_at = taken_over.then(|| Instant::now() + SWEEP);
     let mut retry = RETRY;
+    let mut failing = None;
     loop {
         tokio::select! {
-            Some(()) = changes.next() => {}
+            Some(()) = next(&mut class) => {}
+            () = volume.changed() => {}
+            Some(told) = next(&mut tidings) => {
+                publisher.told(volume_id, told).await;
+                continue;
+            }
             () = at(look_at) => {}
             () = at(sweep_at) => {
-                sweep_at = sweep(&publisher, &volume_id).await;
+                sweep_at = sweep(&publisher, volume_id).await;
                 continue;
             }
         }
         look_at = None;
-        let started = Instant::now();
-        let looked = publisher.rotate(&volume_id).await;
-        let provider = publisher.provider_of(&volume_id).await;
-        publisher
-            .metrics()
-            .rotated(provider, &looked, started.elapsed());
-        match looked {
-            Ok((Outcome::TooSoon(wait), _)) => look_at = Some(Instant::now() + wait),
+        match publisher.rotate(volume_id).await {
             Ok((outcome, from_now_on)) => {
-                changes = from_now_on;
+                tidings = from_now_on.or(tidings);
                 retry = RETRY;
-                if outcome == Outcome::Rotated {
-                    info!(volume.id = %volume_id, provider, "volume rotated");
-                    sweep_at = Some(Instant::now() + SWEEP);
-                } else {
-                    debug!(volume.id = %volume_id, provider, "volume unchanged");
+                if failing.take().is_some() {
+                    info!(volume.id = %volume_id, "volume is looked after again");
+                }
+                match outcome {
+                    Outcome::TooSoon(wait) => look_at = Some(Instant::now() + wait),
+                    Outcome::Rotated => {
+                        info!(volume.id = %volume_id, "volume rotated");
+                        sweep_at = Some(Instant::now() + SWEEP);
+                    }
+                    Outcome::Mounted | Outcome::Unchanged => {
+                        debug!(volume.id = %volume_id, "volume unchanged");
+                    }
                 }
             }
             Err(error) => {
+                if !waits_for_its_class(&error) {
+                    look_at = Some(Instant::now() + retry);
+                    retry = (retry * 2).min(RETRY_MAX);
+                }
                 let reason = error.reason().as_str();
-                warn!(volume.id = %volume_id, provider, reason, %error, "volume not rotated, it keeps what it has");
-                look_at = Some(Instant::now() + retry);
-                retry = (retry * 2).min(RETRY_MAX);
+                let message = error.to_string();
+                if failing.as_ref() == Some(&message) {
+                    debug!(volume.id = %volume_id, reason, error = message, "volume still not rotated");
+                } else {
+                    warn!(volume.id = %volume_id, reason, error = message, "volume not rotated, it keeps what it has");
+                    failing = Some(message);
+                }
             }
         }
     }
+}
+
+/// Only a change of the class can help, and that is told.
+fn waits_for_its_class(error: &PublishError) -> bool {
+    matches!(
+        error,
+        PublishError::ClassNotFound(_)
+            | PublishError::InvalidClass { .. }
+            | PublishError::ClassesUnknown
+            | PublishError::Parameters { .. }
+            | PublishError::ProviderNotFound { .. }
+    )
 }
 
 async fn sweep(publisher: &Arc<Publisher>, volume_id: &str) -> Option<Instant> {
@@ -72,6 +106,13 @@ async fn sweep(publisher: &Arc<Publisher>, volume_id: &str) -> Option<Instant> {
             debug!(volume.id = %volume_id, %error, "volume not swept");
             None
         }
+    }
+}
+
+async fn next<T>(stream: &mut Option<impl Stream<Item = T> + Unpin>) -> Option<T> {
+    match stream {
+        Some(stream) => stream.next().await,
+        None => None,
     }
 }
 

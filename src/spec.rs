@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use coffer_provider::{ObjectRef, Parameters, Source};
+use coffer_provider::{ObjectRef, Parameters, Sharing, Source};
 use sha2::{Digest, Sha256};
 
-use crate::class::{Item, Mode, SecretProviderClass};
+use crate::class::{Item, Mode, Refresh, SecretProviderClass};
 
 /// What to fetch for a volume, and where it goes.
 pub struct VolumeSpec {
@@ -20,7 +20,7 @@ pub struct VolumeSource {
     /// Its name in the class; empty in the short form.
     pub name: String,
     /// The provider's name.
-    pub provider: String,
+    pub provider: &'static str,
     /// What is asked of the provider.
     pub source: Arc<dyn Source>,
     /// The objects that the volume needs of it.
@@ -30,12 +30,15 @@ pub struct VolumeSource {
 impl VolumeSpec {
     /// Puts a class and its resolved sources together: of each source, only what is projected.
     #[must_use]
-    pub fn new(class: Arc<SecretProviderClass>, sources: Vec<Arc<dyn Source>>) -> Self {
+    pub fn new(
+        class: Arc<SecretProviderClass>,
+        sources: Vec<(&'static str, Arc<dyn Source>)>,
+    ) -> Self {
         let resolved = class.sources.iter().zip(sources);
-        let sources = resolved.map(|(declared, source)| VolumeSource {
+        let sources = resolved.map(|(declared, (provider, source))| VolumeSource {
             objects: needed(&class.items, &declared.name, source.objects()),
             name: declared.name.clone(),
-            provider: declared.provider.clone(),
+            provider,
             source,
         });
         Self {
@@ -62,6 +65,29 @@ impl VolumeSpec {
         self.class.default_mode
     }
 
+    /// When changes in the stores reach the volume.
+    #[must_use]
+    pub fn refresh(&self) -> &Refresh {
+        &self.class.refresh
+    }
+
+    /// Who shares the answers of the stores, where the class says so.
+    #[must_use]
+    pub fn sharing(&self) -> Option<Sharing> {
+        self.class.sharing
+    }
+
+    /// Another value means that everything is to be looked at now.
+    #[must_use]
+    pub fn refresh_mark(&self) -> Option<&str> {
+        self.class.refresh_mark.as_deref()
+    }
+
+    /// Takes the class again, of which only the annotation for a refresh is another.
+    pub fn refreshed(&mut self, class: Arc<SecretProviderClass>) {
+        self.class = class;
+    }
+
     /// Changes whenever the spec of the class does.
     #[must_use]
     pub fn class_hash(&self) -> &str {
@@ -74,7 +100,7 @@ impl VolumeSource {
     #[must_use]
     pub fn object_key(&self, object: &ObjectRef) -> String {
         let mut hash = Sha256::new();
-        for part in [&self.name, &self.provider, &object.request] {
+        for part in [&self.name, self.provider, &object.request] {
             hash.update(part);
             hash.update([0]);
         }

@@ -73,6 +73,12 @@ struct RotationLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoreLabels {
+    provider: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
     outcome: &'static str,
 }
@@ -91,6 +97,19 @@ pub struct Metrics {
     rotation_seconds: Histogram,
     /// Volumes that are published on the node.
     pub volumes: Gauge,
+    store_requests: Family<StoreLabels, Counter>,
+    /// Objects that were answered from memory.
+    pub cache_hits: Counter,
+    /// Objects in memory.
+    pub cache_entries: Gauge,
+    /// Bytes of their values.
+    pub cache_bytes: Gauge,
+    /// Of these, how many could not be read when they were last looked at.
+    pub cache_failing: Gauge,
+    /// Seconds since the least recent look at an object that a volume uses.
+    pub oldest_look: Gauge,
+    /// Seconds until the next object ends; -1 where none does.
+    pub next_expiry: Gauge,
 }
 
 const LINUX: &str = "linux";
@@ -112,6 +131,13 @@ impl Default for Metrics {
             rotation_errors: Family::default(),
             rotation_seconds: Histogram::new(buckets),
             volumes: Gauge::default(),
+            store_requests: Family::default(),
+            cache_hits: Counter::default(),
+            cache_entries: Gauge::default(),
+            cache_bytes: Gauge::default(),
+            cache_failing: Gauge::default(),
+            oldest_look: Gauge::default(),
+            next_expiry: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -166,6 +192,51 @@ impl Metrics {
             "Volumes that are published on the node",
             self.volumes.clone(),
         );
+        registry.register(
+            "coffer_store_requests",
+            "Objects that stores were asked for, by how it ended",
+            self.store_requests.clone(),
+        );
+        registry.register(
+            "coffer_cache_hits",
+            "Objects that were answered from memory",
+            self.cache_hits.clone(),
+        );
+        for (name, help, gauge) in [
+            (
+                "coffer_cache_entries",
+                "Objects in memory",
+                &self.cache_entries,
+            ),
+            (
+                "coffer_cache_bytes",
+                "Bytes of the values in memory",
+                &self.cache_bytes,
+            ),
+            (
+                "coffer_cache_failing",
+                "Objects that could not be read when they were last looked at",
+                &self.cache_failing,
+            ),
+            (
+                "coffer_oldest_look_seconds",
+                "Time since the least recent successful look at an object in use",
+                &self.oldest_look,
+            ),
+            (
+                "coffer_next_expiry_seconds",
+                "Time until the next object ends, -1 where none does",
+                &self.next_expiry,
+            ),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
+    }
+
+    /// Counts an object that a store was asked for.
+    pub fn asked(&self, provider: &'static str, outcome: &'static str) {
+        let labels = StoreLabels { provider, outcome };
+        self.store_requests.get_or_create(&labels).inc();
     }
 
     /// Counts a publish or a republish.
@@ -200,16 +271,16 @@ impl Metrics {
         }
     }
 
-    /// Counts a look at the stores of a published volume.
-    pub fn rotated<T>(
+    /// Counts a look at what is new for a published volume.
+    pub fn rotated(
         &self,
         provider: &'static str,
-        looked: &Result<(Outcome, T), PublishError>,
+        looked: &Result<Outcome, PublishError>,
         took: Duration,
     ) {
         self.rotation_seconds.observe(took.as_secs_f64());
         match looked {
-            Ok((outcome, _)) => {
+            Ok(outcome) => {
                 let labels = RotationLabels {
                     provider,
                     os_type: LINUX,

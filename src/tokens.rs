@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use coffer_provider::ServiceAccountToken;
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -37,6 +39,53 @@ pub enum TokensError {
         "is not the JSON that a kubelet writes: an object of token and expirationTimestamp by audience"
     )]
     Malformed,
+    /// Not a JWT of the API server.
+    #[error("has a token that is not one of a ServiceAccount")]
+    NoServiceAccount,
+}
+
+/// Whom a token is for, by its own word: whether that word is true is for the store to find out.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+pub struct Claims {
+    /// The Namespace of the pod and of the account.
+    pub namespace: String,
+    /// The ServiceAccount.
+    #[serde(rename = "serviceaccount")]
+    pub service_account: Named,
+    /// The pod that the token is bound to; the kubelet's always are.
+    #[serde(default)]
+    pub pod: Option<Named>,
+}
+
+/// An object of the API server.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+pub struct Named {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+impl Claims {
+    /// Reads the claims that Kubernetes adds to a token (KEP-1205). The signature is not looked at.
+    ///
+    /// # Errors
+    /// [`TokensError::NoServiceAccount`]
+    pub fn read(token: &ServiceAccountToken) -> Result<Self, TokensError> {
+        #[derive(Deserialize)]
+        struct Payload {
+            #[serde(rename = "kubernetes.io")]
+            kubernetes: Claims,
+        }
+        let read = || {
+            let payload = token.expose().split('.').nth(1)?;
+            let payload = Zeroizing::new(URL_SAFE_NO_PAD.decode(payload).ok()?);
+            serde_json::from_slice::<Payload>(&payload).ok()
+        };
+        read()
+            .map(|payload| payload.kubernetes)
+            .ok_or(TokensError::NoServiceAccount)
+    }
 }
 
 #[derive(Deserialize)]

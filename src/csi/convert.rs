@@ -1,12 +1,14 @@
 //! CSI messages to our requests: every check that needs the request alone.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use coffer_proto::csi::volume_capability::{AccessType, access_mode::Mode};
 use coffer_proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability};
 use coffer_provider::{Pod, SecretBytes, ServiceAccount};
 
 use crate::error::PublishError;
+use crate::identity::Requester;
 use crate::publish::PublishRequest;
 use crate::tokens::{TokenSource, Tokens};
 use crate::volume::{TargetPath, TargetRules};
@@ -64,9 +66,11 @@ pub(super) fn publish_request(
     Ok(PublishRequest {
         volume_id,
         target,
-        pod,
-        tokens,
-        secrets,
+        requester: Arc::new(Requester {
+            pod,
+            tokens,
+            secrets,
+        }),
         attributes: own_attributes(context),
         class,
         fs_group,

@@ -49,7 +49,7 @@ impl Node for NodeService {
         let done = match convert::publish_request(request, rules, self.token_source) {
             Ok(request) => {
                 // Never more of the tokens than where they came from and how many there are.
-                let audiences = request.tokens.as_ref().map_or(0, Tokens::len);
+                let audiences = request.requester.tokens.as_ref().map_or(0, Tokens::len);
                 debug!(volume.id = %volume_id, token_source = ?self.token_source, audiences, "volume asked for");
                 let publish = self.publisher.clone().publish(request, deadline);
                 self.to_its_end(publish).await?

@@ -22,7 +22,7 @@ pub(super) fn code(reason: Reason) -> Code {
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
         Reason::VolumeDiffers => Code::AlreadyExists,
         Reason::VolumeBusy | Reason::Unpublished => Code::Aborted,
-        Reason::NodeExhausted => Code::ResourceExhausted,
+        Reason::QueueFull | Reason::NodeExhausted => Code::ResourceExhausted,
         Reason::InvalidAnswer | Reason::NodeFailure => Code::Internal,
     }
 }

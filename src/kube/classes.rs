@@ -16,7 +16,7 @@ use serde_json::Value;
 use tracing::{debug, info, warn};
 
 use super::crd::{GROUP, VERSION};
-use crate::class::{ClassName, SecretProviderClass};
+use crate::class::{ClassName, REFRESH, SecretProviderClass};
 use crate::classes::{ByName, Class, Classes, Feed};
 
 /// Follows the classes of the cluster that this pod runs in, or of the one that a kubeconfig names.
@@ -89,7 +89,12 @@ fn read(object: DynamicObject) -> (ClassName, Class) {
         name: object.metadata.name.unwrap_or_default(),
     };
     let spec = object.data.get("spec").cloned().unwrap_or(Value::Null);
-    let class = SecretProviderClass::new(name.clone(), spec).map(Arc::new);
+    let mark = object
+        .metadata
+        .annotations
+        .and_then(|mut annotations| annotations.remove(REFRESH));
+    let class = SecretProviderClass::new(name.clone(), spec)
+        .map(|class| Arc::new(class.with_refresh_mark(mark)));
     if let Err(error) = &class {
         warn!(class = %name, %error, "class not usable");
     }

@@ -43,6 +43,7 @@ impl Scripted {
             },
             token_source: TokenSource::Secrets,
             limits: Limits::default(),
+            cache: Default::default(),
             classes: Some(folders.at("classes")),
             kubeconfig: None,
             file_root: None,

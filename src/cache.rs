@@ -1,0 +1,1183 @@
+//! The secrets that the volumes of this node use, each read once for everybody whom its store cannot
+//! tell apart, and looked at again when the schedule or the store says so.
+//!
+//! An [`Entry`](Entry) belongs to one identity and one request. Volumes subscribe to entries; when one
+//! changes, its subscribers are told and write their volumes again. Values that nobody uses any more are
+//! wiped.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::{Duration, SystemTime};
+
+use coffer_provider::{
+    Caller, ErrorKind, Life, ObjectRef, ProviderError, Secret, Sharing, Source, Version,
+};
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::class::RefreshStrategy;
+use crate::clock;
+use crate::error::PublishError;
+use crate::flight::{Answer, Flight, Item, Outcome, ReadFailure};
+use crate::identity::{Identity, Requester};
+use crate::pacer::{Pacer, Rate, Urgency};
+use crate::schedule::{self, Strategy};
+use crate::spec::{VolumeSource, VolumeSpec};
+use crate::telemetry::Metrics;
+use crate::volume::Record;
+
+/// How long an entry without a volume is kept: a pod that replaces another one finds it.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// How long a lease stays after another one took its place in the volumes.
+const LEASE_GRACE: Duration = Duration::from_secs(60);
+
+/// How many tokens in a row may be missing before somebody hears of it (D3).
+const TOKEN_MISSES: u32 = 2;
+
+/// What the cache may hold and ask.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Most bytes of values.
+    pub bytes: usize,
+    /// How fast one store is asked.
+    pub rate: Rate,
+    /// Moves the schedule of this node against that of others.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            bytes: 32 << 20,
+            rate: Rate::default(),
+            seed: 0,
+        }
+    }
+}
+
+/// The cache. Clones are the same one.
+#[derive(Clone)]
+pub struct SecretCache(Arc<Inner>);
+
+pub(crate) struct Inner {
+    settings: Settings,
+    state: Mutex<State>,
+    /// Something became due earlier than it was.
+    wake: Notify,
+    pacers: Mutex<HashMap<(&'static str, String), Arc<Pacer>>>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct State {
+    entries: HashMap<Arc<Key>, Entry>,
+    due: BTreeSet<(Instant, Arc<Key>)>,
+    /// How many entries an identity has with a provider: with the last one it is logged out.
+    logins: HashMap<(&'static str, Identity), usize>,
+    bytes: usize,
+    next_subscription: u64,
+    next_use: u64,
+}
+
+/// What an answer is kept under: who may have it, and everything that decides what it is (I5).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Key {
+    pub(crate) provider: &'static str,
+    pub(crate) identity: Identity,
+    request: String,
+    /// Whether the class has leases and certificates shared too.
+    share_all: bool,
+}
+
+#[derive(Default)]
+struct Entry {
+    users: BTreeMap<u64, User>,
+    held: Option<Held>,
+    failed: Option<Failed>,
+    flight: Weak<Flight>,
+    due: Option<Instant>,
+    /// Whoever used it last, for the time that nobody does.
+    last_user: Option<User>,
+    /// The store gives each pod an answer of its own: they are kept under their pods.
+    per_pod: bool,
+    /// Somebody wants it looked at once more when the present look is over.
+    again: bool,
+    /// How often it was looked at: the chance of the schedule follows from it.
+    looks: u64,
+    used: u64,
+    /// It is due, and no user has a token that could be sent.
+    token_misses: Option<u32>,
+}
+
+/// One volume's use of an entry.
+#[derive(Clone)]
+struct User {
+    subscriber: Arc<Subscriber>,
+    source: Arc<dyn Source>,
+    object: ObjectRef,
+    strategy: Strategy,
+}
+
+struct Held {
+    /// The value, unless it had to make room, or was never read by this process.
+    secret: Option<Secret>,
+    version: Version,
+    life: Life,
+    /// When the store gave it, or last said that it is still the same.
+    at: Instant,
+    ends: Option<Instant>,
+}
+
+struct Failed {
+    error: ProviderError,
+    count: u32,
+    /// Until then it is answered from memory.
+    until: Instant,
+}
+
+/// A volume as the cache knows it.
+pub struct Subscriber {
+    /// Its id.
+    pub volume_id: String,
+    requester: RwLock<Arc<Requester>>,
+    changed: Notify,
+}
+
+impl Subscriber {
+    /// A volume of this pod.
+    #[must_use]
+    pub fn new(volume_id: String, requester: Arc<Requester>) -> Arc<Self> {
+        Arc::new(Self {
+            volume_id,
+            requester: RwLock::new(requester),
+            changed: Notify::new(),
+        })
+    }
+
+    /// The pod, with the newest tokens.
+    #[must_use]
+    pub fn requester(&self) -> Arc<Requester> {
+        let requester = self.requester.read();
+        requester.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has the volume look at what there is.
+    pub fn tell(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Takes newer tokens.
+    pub fn renew(&self, requester: Arc<Requester>) {
+        let mut present = self
+            .requester
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *present = requester;
+    }
+
+    /// Resolves once a secret of the volume has changed, or can be read again.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+/// What a source of a volume tells by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The source with this number may have something new.
+    Changed(usize),
+    /// It will not tell any more.
+    Ended(usize),
+}
+
+/// What the sources of a volume tell.
+pub type Tidings = BoxStream<'static, Told>;
+
+/// What a volume needs of the cache, for as long as it is there.
+pub struct Subscription {
+    cache: Arc<Inner>,
+    id: u64,
+    subscriber: Arc<Subscriber>,
+    parts: Vec<Part>,
+    max_stale: Duration,
+}
+
+/// One source of a volume.
+struct Part {
+    provider: &'static str,
+    source: Arc<dyn Source>,
+    objects: Vec<Wanted>,
+    strategy: Strategy,
+}
+
+struct Wanted {
+    key: Arc<Key>,
+    object: ObjectRef,
+    /// Its name in the record of the volume.
+    recorded_as: String,
+}
+
+/// What the cache has for a volume.
+pub enum Look {
+    /// These versions, by the names of the objects in the record of the volume.
+    Versions(BTreeMap<String, Version>),
+    /// Something has not been read yet: the subscriber is told when it is.
+    Waiting,
+    /// Something could not be read when it was last tried: the subscriber is told when it can.
+    Failing(PublishError),
+}
+
+impl SecretCache {
+    /// An empty cache.
+    #[must_use]
+    pub fn new(settings: Settings, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Inner {
+            settings,
+            state: Mutex::default(),
+            wake: Notify::new(),
+            pacers: Mutex::default(),
+            metrics,
+        }))
+    }
+
+    /// Subscribes a volume to everything that `spec` needs. Nothing is read yet.
+    ///
+    /// # Errors
+    /// When the pod has no token that says who it is.
+    pub fn subscribe(
+        &self,
+        spec: &VolumeSpec,
+        subscriber: &Arc<Subscriber>,
+    ) -> Result<(Subscription, Tidings), PublishError> {
+        let requester = subscriber.requester();
+        let mut parts = Vec::new();
+        let mut told = Vec::new();
+        for (index, source) in spec.sources().iter().enumerate() {
+            let identity = requester.identity(&*source.source, spec.sharing())?;
+            let watch = match spec.refresh().strategy {
+                None | Some(RefreshStrategy::Watch) => {
+                    let caller = requester.caller(&*source.source).ok();
+                    caller.and_then(|caller| source.source.watch(&caller))
+                }
+                Some(RefreshStrategy::Cache | RefreshStrategy::Get) => None,
+            };
+            let strategy = match (spec.refresh().strategy, &watch) {
+                (Some(RefreshStrategy::Get), _) => Strategy::Get,
+                (_, Some(_)) => Strategy::Watch,
+                (_, None) => Strategy::Cache(spec.refresh().interval),
+            };
+            if let Some(watch) = watch {
+                let changed = watch.map(move |()| Told::Changed(index));
+                let ended = stream::once(async move { Told::Ended(index) });
+                told.push(changed.chain(ended).boxed());
+            }
+            let share_all = spec.sharing() == Some(Sharing::ServiceAccount);
+            parts.push(Part::new(source, &identity, share_all, strategy));
+        }
+        let subscription = self.0.enroll(parts, subscriber, spec.refresh().max_stale);
+        Ok((subscription, stream::select_all(told).boxed()))
+    }
+
+    /// Looks at what is due and wipes what nobody uses, until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        loop {
+            let next = self.0.look_at_what_is_due();
+            let woken = self.0.wake.notified();
+            tokio::select! {
+                () = sleep_until(next) => {}
+                () = woken => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Brings the gauges up to date.
+    pub fn measure(&self) {
+        let now = clock::now();
+        let state = self.0.state();
+        let held = state.entries.values().filter(|e| !e.users.is_empty());
+        let oldest = held
+            .filter_map(|entry| entry.held.as_ref())
+            .map(|held| now.saturating_duration_since(held.at).as_secs())
+            .max();
+        let ends = |entry: &Entry| Some(entry.held.as_ref()?.ends?.saturating_duration_since(now));
+        let next_end = state.entries.values().filter_map(ends).min();
+        let failing = state.entries.values().filter(|e| e.failed.is_some());
+        let metrics = &self.0.metrics;
+        metrics.cache_entries.set(state.entries.len() as i64);
+        metrics.cache_bytes.set(state.bytes as i64);
+        metrics.cache_failing.set(failing.count() as i64);
+        metrics.oldest_look.set(oldest.unwrap_or(0) as i64);
+        metrics
+            .next_expiry
+            .set(next_end.map_or(-1, |left| left.as_secs() as i64));
+    }
+}
+
+async fn sleep_until(next: Option<Instant>) {
+    match next {
+        Some(next) => clock::sleep_towards(next).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Part {
+    fn new(
+        source: &VolumeSource,
+        identity: &Identity,
+        share_all: bool,
+        strategy: Strategy,
+    ) -> Self {
+        let wanted = |object: &ObjectRef| Wanted {
+            key: Arc::new(Key {
+                provider: source.provider,
+                identity: identity.clone(),
+                request: object.request.clone(),
+                share_all,
+            }),
+            object: object.clone(),
+            recorded_as: source.object_key(object),
+        };
+        Self {
+            provider: source.provider,
+            source: source.source.clone(),
+            objects: source.objects.iter().map(wanted).collect(),
+            strategy,
+        }
+    }
+}
+
+impl Subscription {
+    /// Everything that the volume needs, as fresh as its class wants it, in the order of its sources.
+    /// What is not there is read from the stores; what somebody else is reading is waited for. Can be
+    /// dropped at any time without harm to others who wait.
+    ///
+    /// # Errors
+    /// The first object that could not be read.
+    pub async fn read(&self) -> Result<Vec<Vec<Secret>>, PublishError> {
+        let requester = self.subscriber.requester();
+        let callers: Vec<Caller> = self
+            .parts
+            .iter()
+            .map(|part| requester.caller(&*part.source))
+            .collect::<Result<_, _>>()?;
+        let mut answers: Vec<Vec<Option<Secret>>> = self
+            .parts
+            .iter()
+            .map(|part| vec![None; part.objects.len()])
+            .collect();
+        loop {
+            let flights = self.plan(&callers, &mut answers)?;
+            if flights.is_empty() {
+                let whole = answers.into_iter().map(|part| part.into_iter().flatten());
+                return Ok(whole.map(Iterator::collect).collect());
+            }
+            for flight in &flights {
+                let outcomes = flight.landed().await;
+                self.take(&outcomes, &mut answers)?;
+            }
+        }
+    }
+
+    /// Fills in what there is; for the rest, whom to wait for.
+    fn plan(
+        &self,
+        callers: &[Caller],
+        answers: &mut [Vec<Option<Secret>>],
+    ) -> Result<Vec<Arc<Flight>>, PublishError> {
+        let now = clock::now();
+        let mut state = self.cache.state();
+        let mut flights: Vec<Arc<Flight>> = Vec::new();
+        for ((part, caller), answers) in self.parts.iter().zip(callers).zip(answers) {
+            let mut lead = Vec::new();
+            for (wanted, answer) in part.objects.iter().zip(answers) {
+                if answer.is_some() {
+                    continue;
+                }
+                let key = self.effective(&state, wanted);
+                let used = state.tick();
+                let entry = state.entry(&key);
+                entry.used = used;
+                if let Some(fresh) = entry.fresh(part.strategy.ttl(), now) {
+                    self.cache.metrics.cache_hits.inc();
+                    *answer = Some(fresh);
+                } else if let Some(failed) = entry.failed.as_ref().filter(|f| now < f.until) {
+                    let error = failed.error.clone();
+                    let kept = self.stale(entry, part, &error, now);
+                    *answer = Some(kept.ok_or_else(|| provider_error(part, error))?);
+                } else if let Some(flight) = entry.in_flight() {
+                    flights.push(flight);
+                } else {
+                    lead.push(Item::new(key, wanted.object.clone()));
+                }
+            }
+            if !lead.is_empty() {
+                let flight =
+                    self.cache
+                        .lead(&mut state, &part.source, caller, lead, Urgency::Mount);
+                flights.push(flight);
+            }
+        }
+        Ok(flights)
+    }
+
+    fn take(
+        &self,
+        outcomes: &HashMap<Arc<Key>, Outcome>,
+        answers: &mut [Vec<Option<Secret>>],
+    ) -> Result<(), PublishError> {
+        let now = clock::now();
+        let mut state = self.cache.state();
+        for (part, answers) in self.parts.iter().zip(answers) {
+            for (wanted, answer) in part.objects.iter().zip(answers) {
+                let key = self.effective(&state, wanted);
+                match outcomes.get(&key) {
+                    Some(Outcome::Read(secret)) => {
+                        answer.get_or_insert_with(|| secret.clone());
+                    }
+                    Some(Outcome::Failed(ReadFailure::Store(error))) if answer.is_none() => {
+                        let entry = state.entry(&key);
+                        let kept = self.stale(entry, part, error, now);
+                        *answer = Some(kept.ok_or_else(|| provider_error(part, error.clone()))?);
+                    }
+                    Some(Outcome::Failed(ReadFailure::QueueFull)) if answer.is_none() => {
+                        return Err(PublishError::QueueFull {
+                            provider: part.provider.to_owned(),
+                        });
+                    }
+                    // Asked again, of the pod's own entry or of one that says it is the same.
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The last answer, where the store is away and the class takes an older one.
+    fn stale(
+        &self,
+        entry: &Entry,
+        part: &Part,
+        error: &ProviderError,
+        now: Instant,
+    ) -> Option<Secret> {
+        let away = matches!(
+            error.kind(),
+            ErrorKind::Unavailable | ErrorKind::DeadlineExceeded
+        );
+        let age = part.strategy.ttl() + self.max_stale;
+        let usable = away && !self.max_stale.is_zero();
+        usable.then(|| entry.fresh(age, now)).flatten()
+    }
+
+    /// Where the answer for this volume is kept: with its pod, if the store gives each pod its own.
+    fn effective(&self, state: &State, wanted: &Wanted) -> Arc<Key> {
+        let shared = state.entries.get(&wanted.key);
+        match shared.is_some_and(|entry| entry.per_pod) {
+            false => wanted.key.clone(),
+            true => wanted.key.of_pod(&self.subscriber.requester().pod.uid),
+        }
+    }
+
+    /// What there is now, without asking anybody.
+    #[must_use]
+    pub fn look(&self) -> Look {
+        let mut state = self.cache.state();
+        let mut versions = BTreeMap::new();
+        for part in &self.parts {
+            for wanted in &part.objects {
+                let key = self.effective(&state, wanted);
+                let entry = state.entry(&key);
+                match (&entry.failed, &entry.held) {
+                    (Some(failed), _) => {
+                        return Look::Failing(provider_error(part, failed.error.clone()));
+                    }
+                    (None, Some(held)) => {
+                        versions.insert(wanted.recorded_as.clone(), held.version.clone());
+                    }
+                    (None, None) => return Look::Waiting,
+                }
+            }
+        }
+        Look::Versions(versions)
+    }
+
+    /// Every value, without asking anybody: `None` if one had to make room. It is read again then, and the
+    /// subscriber is told.
+    #[must_use]
+    pub fn values(&self) -> Option<Vec<Vec<Secret>>> {
+        let now = clock::now();
+        let mut state = self.cache.state();
+        let mut whole = true;
+        let mut values = Vec::with_capacity(self.parts.len());
+        for part in &self.parts {
+            let mut secrets = Vec::with_capacity(part.objects.len());
+            for wanted in &part.objects {
+                let key = self.effective(&state, wanted);
+                let used = state.tick();
+                let entry = state.entry(&key);
+                entry.used = used;
+                match entry.held.as_ref().and_then(|held| held.left(now)) {
+                    Some(secret) => secrets.push(secret),
+                    None => {
+                        entry.held = None;
+                        state.set_due(&key, Some(now));
+                        whole = false;
+                    }
+                }
+            }
+            values.push(secrets);
+        }
+        if !whole {
+            self.cache.wake.notify_one();
+        }
+        whole.then_some(values)
+    }
+
+    /// Believes what an earlier process wrote into the volume: nothing is read until it is due, in an
+    /// order that is spread over the interval.
+    pub fn adopt(&self, record: &Record) {
+        let now = clock::now();
+        let since_1970 = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let mut state = self.cache.state();
+        for part in &self.parts {
+            for wanted in &part.objects {
+                let known = record.objects.get(&wanted.recorded_as);
+                let ends = known.and_then(|known| known.expires);
+                let left = ends.map(|ends| Duration::from_secs(ends).saturating_sub(since_1970));
+                let version = known.and_then(|known| Version::new(known.version.clone()).ok());
+                let key = match left {
+                    // What ends by itself was made for one pod.
+                    Some(_) if !wanted.key.share_all => {
+                        state.part_by_pod(&wanted.key);
+                        self.effective(&state, wanted)
+                    }
+                    _ => self.effective(&state, wanted),
+                };
+                let life = left.map_or(Life::Static, Life::Expires);
+                if let Some(version) = version.filter(|_| state.entry(&key).held.is_none()) {
+                    state.entry(&key).held = Some(Held {
+                        secret: None,
+                        version,
+                        ends: left.map(|left| now + left),
+                        life,
+                        at: now,
+                    });
+                }
+                let due = match part.strategy {
+                    // Nobody has watched meanwhile.
+                    Strategy::Watch => Some(now),
+                    _ => state.next_look(&key, now, &self.cache.settings),
+                };
+                state.set_due(&key, due);
+            }
+        }
+        drop(state);
+        self.cache.wake.notify_one();
+    }
+
+    /// The store may have something new: of this source, or of all.
+    pub fn mark_due(&self, source: Option<usize>) {
+        let now = clock::now();
+        let mut state = self.cache.state();
+        for (index, part) in self.parts.iter().enumerate() {
+            if source.is_none_or(|source| source == index) {
+                for wanted in &part.objects {
+                    let key = self.effective(&state, wanted);
+                    state.set_due(&key, Some(now));
+                }
+            }
+        }
+        drop(state);
+        self.cache.wake.notify_one();
+    }
+
+    /// A source does not tell of changes any more: it is asked instead, from now on.
+    pub fn ask_instead(&mut self, source: usize, interval: Duration) {
+        if let Some(part) = self.parts.get_mut(source) {
+            part.strategy = Strategy::Cache(interval);
+            info!(volume.id = %self.subscriber.volume_id, provider = part.provider, interval_s = interval.as_secs(), "the store does not tell of changes any more: it is asked instead");
+            let mut state = self.cache.state();
+            let pod = self.subscriber.requester().pod.uid.clone();
+            for wanted in &part.objects {
+                for key in [wanted.key.clone(), wanted.key.of_pod(&pod)] {
+                    let entry = state.entries.get_mut(&key);
+                    if let Some(user) = entry.and_then(|entry| entry.users.get_mut(&self.id)) {
+                        user.strategy = part.strategy;
+                    }
+                }
+            }
+        }
+        self.mark_due(Some(source));
+    }
+
+    /// The kubelet has published the volume again: there may be a new token, and the strategy Get looks
+    /// now.
+    pub fn republished(&self) {
+        let now = clock::now();
+        let mut state = self.cache.state();
+        let mut woken = false;
+        for part in &self.parts {
+            for wanted in &part.objects {
+                let key = self.effective(&state, wanted);
+                let waits = state.entry(&key).token_misses.is_some();
+                if waits || part.strategy == Strategy::Get {
+                    state.set_due(&key, Some(now));
+                    woken = true;
+                }
+            }
+        }
+        drop(state);
+        if woken {
+            self.cache.wake.notify_one();
+        }
+    }
+
+    fn own_key(&self, wanted: &Wanted) -> Arc<Key> {
+        wanted.key.of_pod(&self.subscriber.requester().pod.uid)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let now = clock::now();
+        let mut state = self.cache.state();
+        for part in &self.parts {
+            let linger = match part.strategy {
+                // Nobody watches it from now on.
+                Strategy::Watch => Duration::ZERO,
+                _ => LINGER,
+            };
+            for wanted in &part.objects {
+                for key in [wanted.key.clone(), self.own_key(wanted)] {
+                    state.leave(&key, self.id, now + linger);
+                }
+            }
+        }
+        drop(state);
+        self.cache.wake.notify_one();
+    }
+}
+
+fn provider_error(part: &Part, error: ProviderError) -> PublishError {
+    PublishError::Provider {
+        provider: part.provider.to_owned(),
+        error,
+    }
+}
+
+impl Key {
+    fn of_pod(&self, uid: &str) -> Arc<Self> {
+        Arc::new(Self {
+            identity: self.identity.of_pod(uid),
+            ..self.clone()
+        })
+    }
+
+    /// The same for all entries of an identity that were read together, so that they stay together.
+    fn chance(&self, seed: u64, looks: u64) -> f64 {
+        let mut hasher = DefaultHasher::new();
+        (seed, looks, self.provider, &self.identity).hash(&mut hasher);
+        (hasher.finish() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+impl Held {
+    /// The value, with what is left of its life.
+    fn left(&self, now: Instant) -> Option<Secret> {
+        let mut secret = self.secret.clone()?;
+        if let Some(ends) = self.ends {
+            let left = ends.saturating_duration_since(now);
+            match &mut secret.life {
+                Life::Static => {}
+                Life::Expires(life) | Life::Leased { duration: life, .. } => *life = left,
+            }
+        }
+        Some(secret)
+    }
+}
+
+impl Entry {
+    /// The value, if the store gave it within `ttl`, or it has not come to its own end.
+    fn fresh(&self, ttl: Duration, now: Instant) -> Option<Secret> {
+        let held = self.held.as_ref()?;
+        let until = held.ends.unwrap_or(held.at + ttl);
+        (now < until).then(|| held.left(now)).flatten()
+    }
+
+    fn tell(&self) {
+        for user in self.users.values() {
+            user.subscriber.tell();
+        }
+    }
+
+    /// The question that is on its way for it.
+    fn in_flight(&self) -> Option<Arc<Flight>> {
+        self.flight.upgrade().filter(|flight| !flight.has_landed())
+    }
+
+    fn bytes(&self) -> usize {
+        let secret = self.held.as_ref().and_then(|held| held.secret.as_ref());
+        secret.map_or(0, |secret| {
+            secret.files.iter().map(|file| file.bytes.len()).sum()
+        })
+    }
+}
+
+impl State {
+    fn tick(&mut self) -> u64 {
+        self.next_use += 1;
+        self.next_use
+    }
+
+    fn entry(&mut self, key: &Arc<Key>) -> &mut Entry {
+        let logins = &mut self.logins;
+        self.entries.entry(key.clone()).or_insert_with(|| {
+            let login = (key.provider, key.identity.without_pod());
+            *logins.entry(login).or_default() += 1;
+            Entry::default()
+        })
+    }
+
+    fn set_due(&mut self, key: &Arc<Key>, due: Option<Instant>) {
+        let entry = self.entry(key);
+        if let Some(before) = std::mem::replace(&mut entry.due, due) {
+            self.due.remove(&(before, key.clone()));
+        }
+        if let Some(due) = due {
+            self.due.insert((due, key.clone()));
+        }
+    }
+
+    /// When an entry with what it holds now is looked at again.
+    fn next_look(&mut self, key: &Arc<Key>, now: Instant, settings: &Settings) -> Option<Instant> {
+        let entry = self.entry(key);
+        let strategies = entry.users.values().map(|user| user.strategy);
+        let life = entry.held.as_ref().map_or(&Life::Static, |held| &held.life);
+        let chance = key.chance(settings.seed, entry.looks);
+        let after = schedule::next_look(life, strategies, entry.looks <= 1, chance);
+        after.map(|after| now + after)
+    }
+
+    /// From now on each pod has an entry of its own.
+    fn part_by_pod(&mut self, shared: &Arc<Key>) {
+        let entry = self.entry(shared);
+        if std::mem::replace(&mut entry.per_pod, true) {
+            return;
+        }
+        entry.held = None;
+        let users = entry.users.clone();
+        self.set_due(shared, None);
+        for (id, user) in users {
+            let own = shared.of_pod(&user.subscriber.requester().pod.uid);
+            self.entry(&own).users.insert(id, user);
+        }
+    }
+
+    fn leave(&mut self, key: &Arc<Key>, subscription: u64, gone_at: Instant) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let Some(user) = entry.users.remove(&subscription) else {
+            return;
+        };
+        if entry.users.is_empty() {
+            entry.last_user = Some(user);
+            self.set_due(key, Some(gone_at));
+        }
+    }
+
+    /// Puts a value where `key` is, and makes room for it elsewhere if need be.
+    fn hold(&mut self, key: &Arc<Key>, held: Held, limit: usize) -> Option<Held> {
+        let used = self.tick();
+        let entry = self.entry(key);
+        let before = entry.bytes();
+        entry.used = used;
+        let replaced = entry.held.replace(held);
+        let after = entry.bytes();
+        self.bytes = self.bytes + after - before;
+        while self.bytes > limit && self.evict(key) {}
+        replaced
+    }
+
+    /// Wipes the value that was not used for the longest time, but for the newest one.
+    fn evict(&mut self, newest: &Arc<Key>) -> bool {
+        let others = self
+            .entries
+            .iter_mut()
+            .filter(|(key, entry)| *key != newest && entry.bytes() > 0);
+        let Some((_, entry)) = others.min_by_key(|(_, entry)| entry.used) else {
+            return false;
+        };
+        let bytes = entry.bytes();
+        if let Some(held) = &mut entry.held {
+            held.secret = None;
+        }
+        self.bytes -= bytes;
+        true
+    }
+
+    fn wipe(&mut self, key: &Arc<Key>) -> Option<Held> {
+        let entry = self.entries.get_mut(key)?;
+        let bytes = entry.bytes();
+        let held = entry.held.take();
+        self.bytes -= bytes;
+        held
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enroll(
+        self: &Arc<Self>,
+        parts: Vec<Part>,
+        subscriber: &Arc<Subscriber>,
+        max_stale: Duration,
+    ) -> Subscription {
+        let mut state = self.state();
+        let id = state.next_subscription;
+        state.next_subscription += 1;
+        let subscription = Subscription {
+            cache: self.clone(),
+            id,
+            subscriber: subscriber.clone(),
+            parts,
+            max_stale,
+        };
+        for part in &subscription.parts {
+            for wanted in &part.objects {
+                let user = User {
+                    subscriber: subscriber.clone(),
+                    source: part.source.clone(),
+                    object: wanted.object.clone(),
+                    strategy: part.strategy,
+                };
+                let own = subscription.effective(&state, wanted);
+                for key in [&wanted.key, &own] {
+                    let entry = state.entry(key);
+                    entry.users.insert(id, user.clone());
+                    entry.last_user = None;
+                }
+                // It may have had nobody who wants it looked at, or somebody with more patience.
+                let entry = state.entry(&own);
+                let at = entry.held.as_ref().map(|held| held.at);
+                let (due, failing) = (entry.due, entry.failed.is_some());
+                if let Some(at) = at.filter(|_| !failing) {
+                    let look = state.next_look(&own, at, &self.settings);
+                    let sooner = look.filter(|look| due.is_none_or(|due| *look < due));
+                    state.set_due(&own, sooner.or(due).or(look));
+                }
+            }
+        }
+        drop(state);
+        self.wake.notify_one();
+        subscription
+    }
+
+    pub(crate) fn pacer(&self, key: &Key) -> Arc<Pacer> {
+        /// Stores that are remembered although nobody asks them.
+        const IDLE: usize = 64;
+        let mut pacers = self.pacers.lock().unwrap_or_else(PoisonError::into_inner);
+        if pacers.len() > IDLE {
+            pacers.retain(|_, pacer| Arc::strong_count(pacer) > 1);
+        }
+        let store = (key.provider, key.identity.store().to_owned());
+        let pacer = pacers.entry(store).or_insert_with(|| {
+            // Files of the node are nobody's load.
+            let rate = match key.identity.is_local() {
+                true => Rate::UNLIMITED,
+                false => self.settings.rate,
+            };
+            Arc::new(Pacer::new(rate))
+        });
+        pacer.clone()
+    }
+
+    fn lead(
+        self: &Arc<Self>,
+        state: &mut State,
+        source: &Arc<dyn Source>,
+        caller: &Caller,
+        items: Vec<Item>,
+        urgency: Urgency,
+    ) -> Arc<Flight> {
+        let keys: Vec<_> = items.iter().map(|item| item.key.clone()).collect();
+        let flight = Flight::start(self.clone(), source.clone(), caller.clone(), items, urgency);
+        for key in keys {
+            state.entry(&key).flight = Arc::downgrade(&flight);
+        }
+        flight
+    }
+
+    /// Takes down what a store answered, and tells whom it concerns.
+    pub(crate) fn settle(
+        &self,
+        caller: &Caller,
+        item: &Item,
+        answer: Answer,
+        outcomes: &mut HashMap<Arc<Key>, Outcome>,
+    ) {
+        let now = clock::now();
+        let mut state = self.state();
+        let mut key = item.key.clone();
+        let outcome = match answer {
+            Answer::Fetched(secret) => {
+                let own = secret.sharing == Sharing::Pod && !key.share_all;
+                if own && key.identity == key.identity.without_pod() {
+                    state.part_by_pod(&key);
+                    key = key.of_pod(&caller.pod.uid);
+                }
+                let changed = self.keep(&mut state, &key, &secret, now);
+                self.succeeded(&mut state, &key, now, changed);
+                Outcome::Read(secret)
+            }
+            Answer::Same => {
+                if let Some(held) = &mut state.entry(&key).held {
+                    held.at = now;
+                }
+                self.succeeded(&mut state, &key, now, false);
+                Outcome::Same
+            }
+            Answer::Renewed(life) => {
+                if let Some(held) = &mut state.entry(&key).held {
+                    held.at = now;
+                    held.ends = ends(&life, now);
+                    if let Some(secret) = &mut held.secret {
+                        secret.life = life.clone();
+                    }
+                    held.life = life;
+                }
+                self.succeeded(&mut state, &key, now, false);
+                Outcome::Same
+            }
+            Answer::Failed(error) => {
+                self.failed(&mut state, &key, &error, now);
+                Outcome::Failed(ReadFailure::Store(error))
+            }
+        };
+        outcomes.insert(key, outcome);
+    }
+
+    fn keep(&self, state: &mut State, key: &Arc<Key>, secret: &Secret, now: Instant) -> bool {
+        let held = Held {
+            secret: Some(secret.clone()),
+            version: secret.version.clone(),
+            life: secret.life.clone(),
+            at: now,
+            ends: ends(&secret.life, now),
+        };
+        let Some(before) = state.hold(key, held, self.settings.bytes) else {
+            return true;
+        };
+        if let (Life::Leased { lease, .. }, Some(user)) =
+            (&before.life, state.entry(key).users.values().next())
+        {
+            let (source, requester) = (user.source.clone(), user.subscriber.requester());
+            let lease = lease.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(LEASE_GRACE).await;
+                if let Ok(caller) = requester.caller(&*source) {
+                    source.release(&caller, &[lease]).await;
+                }
+            });
+        }
+        let same_version = before.version == secret.version && !before.version.as_str().is_empty();
+        let files = |secret: &Secret| -> Vec<_> {
+            let files = secret.files.iter();
+            files
+                .map(|file| (file.name.clone(), file.bytes.clone(), file.mode))
+                .collect()
+        };
+        let same_files = || {
+            before.secret.as_ref().is_some_and(|before| {
+                let (before, now) = (files(before), files(secret));
+                before.len() == now.len()
+                    && before
+                        .iter()
+                        .zip(&now)
+                        .all(|(a, b)| a.0 == b.0 && a.1.expose() == b.1.expose() && a.2 == b.2)
+            })
+        };
+        !same_version && !same_files()
+    }
+
+    fn succeeded(&self, state: &mut State, key: &Arc<Key>, now: Instant, changed: bool) {
+        let entry = state.entry(key);
+        entry.looks += 1;
+        entry.token_misses = None;
+        if entry.failed.take().is_some() || changed {
+            entry.tell();
+        }
+        let next = match (entry.users.is_empty(), std::mem::take(&mut entry.again)) {
+            (true, _) => Some(now + LINGER),
+            (false, true) => Some(now),
+            (false, false) => state.next_look(key, now, &self.settings),
+        };
+        state.set_due(key, next);
+        self.wake.notify_one();
+    }
+
+    fn failed(&self, state: &mut State, key: &Arc<Key>, error: &ProviderError, now: Instant) {
+        // A store that says no is believed: the value is not given to anybody any more (C4).
+        if matches!(
+            error.kind(),
+            ErrorKind::PermissionDenied | ErrorKind::NotFound
+        ) {
+            state.wipe(key);
+        }
+        let entry = state.entry(key);
+        let count = entry.failed.as_ref().map_or(0, |failed| failed.count) + 1;
+        entry.looks += 1;
+        let chance = key.chance(self.settings.seed, entry.looks);
+        let wait = schedule::after_failure(count, error.retry_after(), chance);
+        entry.failed = Some(Failed {
+            error: error.clone(),
+            count,
+            until: now + schedule::remembered(wait),
+        });
+        if count == 1 {
+            entry.tell();
+        }
+        let next = if entry.users.is_empty() { LINGER } else { wait };
+        state.set_due(key, Some(now + next));
+        self.wake.notify_one();
+    }
+
+    /// Starts what is due, and says when the next is.
+    fn look_at_what_is_due(self: &Arc<Self>) -> Option<Instant> {
+        let now = clock::now();
+        let mut state = self.state();
+        let mut batches: Vec<(User, Caller, Vec<Item>)> = Vec::new();
+        while let Some((_, key)) = state.due.first().filter(|(at, _)| *at <= now).cloned() {
+            state.set_due(&key, None);
+            let entry = state.entry(&key);
+            if entry.users.is_empty() {
+                self.forget(&mut state, &key);
+            } else if entry.per_pod {
+                // Its pods have entries of their own.
+            } else if entry.in_flight().is_some() {
+                entry.again = true;
+            } else if let Some((user, caller)) = entry.newest_user(&key.identity) {
+                let item = entry.item(&key, &user.object, now);
+                let same = batches.iter_mut().find(|(leader, _, _)| {
+                    Arc::ptr_eq(&leader.source, &user.source)
+                        && Arc::ptr_eq(&leader.subscriber, &user.subscriber)
+                });
+                match same {
+                    Some((_, _, items)) => items.push(item),
+                    None => batches.push((user, caller, vec![item])),
+                }
+            } else {
+                let misses = entry.token_misses.map_or(0, |misses| misses + 1);
+                entry.token_misses = Some(misses);
+                if misses == TOKEN_MISSES {
+                    warn!(
+                        provider = key.provider,
+                        volumes = entry.users.len(),
+                        "no valid token has come for a secret that is due: volumes keep what they have"
+                    );
+                }
+            }
+        }
+        for (user, caller, items) in batches {
+            let flight = self.lead(&mut state, &user.source, &caller, items, Urgency::Refresh);
+            tokio::spawn(async move { drop(flight.landed().await) });
+        }
+        state.due.first().map(|(at, _)| *at)
+    }
+
+    /// Wipes an entry that nobody has used for a while, and gives back what the store gave for it.
+    fn forget(self: &Arc<Self>, state: &mut State, key: &Arc<Key>) {
+        let held = state.wipe(key);
+        let Some(entry) = state.entries.remove(key) else {
+            return;
+        };
+        let login = (key.provider, key.identity.without_pod());
+        let left = state.logins.get_mut(&login).map(|entries| {
+            *entries -= 1;
+            *entries
+        });
+        let last = left == Some(0);
+        if last {
+            state.logins.remove(&login);
+        }
+        let lease = match held.map(|held| held.life) {
+            Some(Life::Leased { lease, .. }) => Some(lease),
+            _ => None,
+        };
+        let Some(user) = entry.last_user.filter(|_| last || lease.is_some()) else {
+            return;
+        };
+        // Best effort, and a store that hangs does not keep the token for long.
+        tokio::spawn(tokio::time::timeout(GIVE_BACK, async move {
+            let Ok(caller) = user.subscriber.requester().caller(&*user.source) else {
+                return;
+            };
+            user.source.release(&caller, lease.as_slice()).await;
+            if last {
+                user.source.log_out(&caller).await;
+            }
+        }));
+    }
+}
+
+/// How long a store may take to take something back.
+const GIVE_BACK: Duration = Duration::from_secs(5);
+
+impl Entry {
+    /// The user with the token that lasts longest, if any has one that can be sent.
+    fn newest_user(&self, identity: &Identity) -> Option<(User, Caller)> {
+        let mut users: Vec<_> = self.users.values().collect();
+        users.sort_by_cached_key(|user| {
+            std::cmp::Reverse(user.subscriber.requester().token_expires(&*user.source))
+        });
+        users.into_iter().find_map(|user| {
+            let requester = user.subscriber.requester();
+            let caller = requester.caller(&*user.source).ok()?;
+            identity.admits(&caller).then(|| (user.clone(), caller))
+        })
+    }
+
+    /// What to ask for: the cheapest question that the store may be able to answer.
+    fn item(&self, key: &Arc<Key>, object: &ObjectRef, now: Instant) -> Item {
+        let mut item = Item::new(key.clone(), object.clone());
+        if let Some(held) = self.held.as_ref() {
+            if !held.version.as_str().is_empty() {
+                item.version = Some(held.version.clone());
+            }
+            if let Life::Leased {
+                lease,
+                duration,
+                renewable: true,
+            } = &held.life
+                && schedule::can_renew(*duration, now.saturating_duration_since(held.at))
+            {
+                item.renew = Some((lease.clone(), *duration));
+            }
+            // A life of its own ends: the same version is of no use.
+            if held.ends.is_some() {
+                item.version = None;
+            }
+        }
+        item
+    }
+}
+
+fn ends(life: &Life, now: Instant) -> Option<Instant> {
+    match life {
+        Life::Static => None,
+        Life::Expires(left) | Life::Leased { duration: left, .. } => Some(now + *left),
+    }
+}

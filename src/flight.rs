@@ -1,0 +1,248 @@
+//! One question to a store, and all who wait for its answer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coffer_provider::{
+    Caller, ErrorKind, Lease, Life, ObjectRef, ProviderError, Secret, Source, Version, clean_text,
+};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, info};
+
+use crate::cache::{Inner, Key};
+use crate::pacer::Urgency;
+use crate::schedule;
+
+/// How long a store may take for one question.
+pub const STORE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// One object to ask for.
+pub(crate) struct Item {
+    pub(crate) key: Arc<Key>,
+    pub(crate) object: ObjectRef,
+    /// Nothing needs to be read while the store has this version.
+    pub(crate) version: Option<Version>,
+    /// A lease to renew, and how long it was.
+    pub(crate) renew: Option<(Lease, Duration)>,
+}
+
+impl Item {
+    pub(crate) fn new(key: Arc<Key>, object: ObjectRef) -> Self {
+        Self {
+            key,
+            object,
+            version: None,
+            renew: None,
+        }
+    }
+}
+
+/// What a store says about an item.
+pub(crate) enum Answer {
+    Fetched(Secret),
+    Same,
+    Renewed(Life),
+    Failed(ProviderError),
+}
+
+/// What those who wait get to know.
+#[derive(Clone)]
+pub(crate) enum Outcome {
+    Read(Secret),
+    Same,
+    Failed(ReadFailure),
+}
+
+#[derive(Clone)]
+pub(crate) enum ReadFailure {
+    Store(ProviderError),
+    QueueFull,
+}
+
+type Outcomes = Arc<HashMap<Arc<Key>, Outcome>>;
+
+/// A question on its way. It is given up when nobody waits for it any more.
+pub(crate) struct Flight {
+    outcomes: watch::Receiver<Option<Outcomes>>,
+    keys: Vec<Arc<Key>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Flight {
+    pub(crate) fn start(
+        cache: Arc<Inner>,
+        source: Arc<dyn Source>,
+        caller: Caller,
+        items: Vec<Item>,
+        urgency: Urgency,
+    ) -> Arc<Self> {
+        let (land, outcomes) = watch::channel(None);
+        let keys = items.iter().map(|item| item.key.clone()).collect();
+        let task = tokio::spawn(async move {
+            let outcomes = fly(&cache, &*source, &caller, items, urgency).await;
+            let _ = land.send(Some(Arc::new(outcomes)));
+        });
+        Arc::new(Self {
+            outcomes,
+            keys,
+            _task: AbortOnDropHandle::new(task),
+        })
+    }
+
+    pub(crate) fn has_landed(&self) -> bool {
+        self.outcomes.borrow().is_some()
+    }
+
+    /// Waits for the answer.
+    pub(crate) async fn landed(&self) -> Outcomes {
+        let mut outcomes = self.outcomes.clone();
+        if let Ok(landed) = outcomes.wait_for(Option::is_some).await {
+            return landed.clone().expect("it was waited for");
+        }
+        // The task is gone without an answer: the provider has panicked.
+        let error = ProviderError::new(
+            ErrorKind::InvalidAnswer,
+            "the provider failed inside the driver: please report this",
+        );
+        let failed = |key: &Arc<Key>| {
+            let failure = ReadFailure::Store(error.clone());
+            (key.clone(), Outcome::Failed(failure))
+        };
+        Arc::new(self.keys.iter().map(failed).collect())
+    }
+}
+
+async fn fly(
+    cache: &Inner,
+    source: &dyn Source,
+    caller: &Caller,
+    items: Vec<Item>,
+    urgency: Urgency,
+) -> HashMap<Arc<Key>, Outcome> {
+    let mut outcomes = HashMap::with_capacity(items.len());
+    let Some(first) = items.first() else {
+        return outcomes;
+    };
+    let pacer = cache.pacer(&first.key);
+    let Ok(_permit) = pacer.enter(urgency, items.len()).await else {
+        let full = || Outcome::Failed(ReadFailure::QueueFull);
+        return items.into_iter().map(|item| (item.key, full())).collect();
+    };
+    let answers = match timeout(STORE_DEADLINE, ask(source, caller, &items)).await {
+        Ok(answers) => answers,
+        Err(_) => {
+            let problem = format!(
+                "the store did not answer within {} s",
+                STORE_DEADLINE.as_secs()
+            );
+            let late = || ProviderError::new(ErrorKind::DeadlineExceeded, &problem);
+            items.iter().map(|_| Answer::Failed(late())).collect()
+        }
+    };
+    for (item, answer) in items.iter().zip(answers) {
+        audit(cache, caller, item, &answer);
+        cache.settle(caller, item, answer, &mut outcomes);
+    }
+    outcomes
+}
+
+/// Renews what can be renewed, compares versions where they are known, and reads the rest in one go.
+async fn ask(source: &dyn Source, caller: &Caller, items: &[Item]) -> Vec<Answer> {
+    let mut answers: Vec<Option<Answer>> = Vec::with_capacity(items.len());
+    for item in items {
+        answers.push(match &item.renew {
+            None => None,
+            Some((lease, before)) => match source.renew(caller, lease).await {
+                Ok(life) => still_leased(&life, *before).then_some(Answer::Renewed(life)),
+                Err(error) => Some(Answer::Failed(error)),
+            },
+        });
+    }
+    let known = open(items, &answers, |item| item.version.is_some());
+    if !known.is_empty() {
+        let objects: Vec<_> = known.iter().map(|at| items[*at].object.clone()).collect();
+        let versions = source.versions(caller, &objects).await;
+        for (at, version) in known.into_iter().zip(versions) {
+            if version.is_some() && version == items[at].version {
+                answers[at] = Some(Answer::Same);
+            }
+        }
+    }
+    let unread = open(items, &answers, |_| true);
+    if !unread.is_empty() {
+        let objects: Vec<_> = unread.iter().map(|at| items[*at].object.clone()).collect();
+        let read = source.fetch(caller, &objects).await;
+        for (at, read) in unread.into_iter().zip(read) {
+            answers[at] = Some(match read {
+                Ok(secret) => Answer::Fetched(secret),
+                Err(error) => Answer::Failed(error),
+            });
+        }
+    }
+    let missing = || {
+        Answer::Failed(ProviderError::new(
+            ErrorKind::InvalidAnswer,
+            "the provider gave fewer answers than it was asked for",
+        ))
+    };
+    let answers = answers.into_iter();
+    answers
+        .map(|answer| answer.unwrap_or_else(missing))
+        .collect()
+}
+
+fn open(items: &[Item], answers: &[Option<Answer>], which: impl Fn(&Item) -> bool) -> Vec<usize> {
+    let open = items.iter().zip(answers).enumerate();
+    open.filter(|(_, (item, answer))| answer.is_none() && which(item))
+        .map(|(at, _)| at)
+        .collect()
+}
+
+/// A lease that comes back much shorter has reached the longest life that its store allows.
+fn still_leased(life: &Life, before: Duration) -> bool {
+    match life {
+        Life::Leased {
+            duration,
+            renewable,
+            ..
+        } => *renewable && !schedule::is_truncated(before, *duration),
+        Life::Static | Life::Expires(_) => false,
+    }
+}
+
+/// One line for everything that was read on behalf of somebody: who, what, which version, how it ended.
+fn audit(cache: &Inner, caller: &Caller, item: &Item, answer: &Answer) {
+    let outcome = match answer {
+        Answer::Fetched(_) => "read",
+        Answer::Same => "unchanged",
+        Answer::Renewed(_) => "renewed",
+        Answer::Failed(error) => crate::error::kind_reason(error.kind()).as_str(),
+    };
+    cache.metrics.asked(item.key.provider, outcome);
+    if matches!(answer, Answer::Same | Answer::Renewed(_)) {
+        debug!(provider = item.key.provider, outcome, "store asked");
+        return;
+    }
+    let name = match item.object.name.as_str() {
+        "" => &item.object.request,
+        name => name,
+    };
+    let version = match answer {
+        Answer::Fetched(secret) => secret.version.as_str(),
+        _ => "",
+    };
+    info!(
+        target: "coffer::audit",
+        provider = item.key.provider,
+        pod.namespace = %caller.pod.namespace,
+        pod.name = %caller.pod.name,
+        service_account = %caller.pod.service_account.name,
+        object = %clean_text(name, 128),
+        version,
+        outcome,
+        "secret asked for"
+    );
+}

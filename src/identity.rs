@@ -1,0 +1,213 @@
+//! Whose secrets are read: what a store tells callers apart by, and with it what answers are shared by.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use coffer_provider::{
+    Caller, IdentifiedBy, Pod, SecretBytes, ServiceAccount, ServiceAccountToken, Sharing, Source,
+};
+
+use crate::error::PublishError;
+use crate::tokens::{self, Claims, Tokens, TokensError};
+
+/// A token this close to its end is not sent anywhere (D3): it could end on the way.
+pub const TOKEN_RESERVE: Duration = Duration::from_secs(10);
+
+/// Those for whom one store gives one answer. Two identities never share one (I5).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Identity {
+    namespace: String,
+    /// Name and UID, where the store looks at the ServiceAccount: one that was deleted and made anew is
+    /// another one (C2).
+    account: Option<(String, Option<String>)>,
+    login: Option<Login>,
+    pod: Option<String>,
+}
+
+/// Where the token of a ServiceAccount goes, and what for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Login {
+    audience: String,
+    store: String,
+    role: String,
+}
+
+impl Identity {
+    /// The same identity, of one pod alone.
+    #[must_use]
+    pub fn of_pod(&self, uid: &str) -> Self {
+        Self {
+            pod: Some(uid.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// The identity that a store has logged in, whichever pods share it.
+    #[must_use]
+    pub fn without_pod(&self) -> Self {
+        Self {
+            pod: None,
+            ..self.clone()
+        }
+    }
+
+    /// Whether this is still what the store would know `caller` as.
+    #[must_use]
+    pub fn admits(&self, caller: &Caller) -> bool {
+        let account = &caller.pod.service_account;
+        let same_account = self.account.as_ref().is_none_or(|(name, uid)| {
+            *name == account.name && (uid.is_none() || *uid == account.uid)
+        });
+        same_account
+            && self.namespace == caller.pod.namespace
+            && self.pod.as_ref().is_none_or(|uid| *uid == caller.pod.uid)
+    }
+
+    /// Whether nobody outside of the node is asked.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.account.is_none() && self.pod.is_none()
+    }
+
+    /// The store that is asked, where the provider has more than one.
+    #[must_use]
+    pub fn store(&self) -> &str {
+        self.login.as_ref().map_or("", |login| &login.store)
+    }
+}
+
+/// A pod that wants a volume, with all that it can show to a store. Holds secrets: no `Debug`.
+pub struct Requester {
+    /// The pod, by the kubelet's word.
+    pub pod: Pod,
+    /// Its tokens. That they cannot be read matters only to a source that needs one.
+    pub tokens: Result<Tokens, TokensError>,
+    /// The data of the Secret that `nodePublishSecretRef` names.
+    pub secrets: BTreeMap<String, SecretBytes>,
+}
+
+impl Requester {
+    /// What `source` will know this pod as. The claims of its token have to agree with what the kubelet
+    /// says of the pod (I4, D1); whether the token is still good is not looked at.
+    ///
+    /// # Errors
+    /// When there is no token for the audience, or it is somebody else's.
+    pub fn identity(
+        &self,
+        source: &dyn Source,
+        sharing: Option<Sharing>,
+    ) -> Result<Identity, PublishError> {
+        let uid = || Some(self.pod.uid.clone());
+        let name = || self.pod.service_account.name.clone();
+        let mut identity = Identity {
+            namespace: self.pod.namespace.clone(),
+            account: None,
+            login: None,
+            pod: None,
+        };
+        match source.identified_by() {
+            IdentifiedBy::Namespace => {}
+            // Only the plugin knows what it tells pods apart by, unless the class says it.
+            IdentifiedBy::Pod if sharing == Some(Sharing::ServiceAccount) => {
+                identity.account = Some((name(), None));
+            }
+            IdentifiedBy::Pod => identity.pod = uid(),
+            IdentifiedBy::Token {
+                audience,
+                store,
+                role,
+            } => {
+                let account = self.service_account(self.token(audience)?)?;
+                identity.account = Some((account.name, account.uid));
+                identity.login = Some(Login {
+                    audience: audience.clone(),
+                    store: store.clone(),
+                    role: role.clone(),
+                });
+            }
+        }
+        // What a pod brings along by nodePublishSecretRef may be another pod's to bring along differently.
+        if sharing == Some(Sharing::Pod) || !self.secrets.is_empty() {
+            identity.pod = uid();
+        }
+        Ok(identity)
+    }
+
+    /// The pod as `source` gets to see it: with the token for that source's audience and no other (D4).
+    ///
+    /// # Errors
+    /// As [`Self::identity`], and when the token has ended or is about to (D3).
+    pub fn caller(&self, source: &dyn Source) -> Result<Caller, PublishError> {
+        let mut pod = self.pod.clone();
+        let token = match source.identified_by() {
+            IdentifiedBy::Pod | IdentifiedBy::Namespace => None,
+            IdentifiedBy::Token { audience, .. } => {
+                let token = self.token(audience)?;
+                pod.service_account = self.service_account(token)?;
+                if token.expires() < SystemTime::now() + TOKEN_RESERVE {
+                    return Err(PublishError::TokenExpired(audience.clone()));
+                }
+                Some(token.clone())
+            }
+        };
+        Ok(Caller {
+            pod,
+            token,
+            secrets: self.secrets.clone(),
+        })
+    }
+
+    /// When the token that `source` would get ends, if it would get one.
+    #[must_use]
+    pub fn token_expires(&self, source: &dyn Source) -> Option<SystemTime> {
+        match source.identified_by() {
+            IdentifiedBy::Token { audience, .. } => {
+                self.token(audience).ok().map(ServiceAccountToken::expires)
+            }
+            IdentifiedBy::Pod | IdentifiedBy::Namespace => None,
+        }
+    }
+
+    fn token(&self, audience: &str) -> Result<&ServiceAccountToken, PublishError> {
+        if audience.is_empty() {
+            return Err(PublishError::EmptyAudience);
+        }
+        let tokens = self
+            .tokens
+            .as_ref()
+            .map_err(|error| wrong(error.to_string()))?;
+        let token = tokens.of(audience);
+        token.ok_or_else(|| PublishError::NoToken(audience.to_owned()))
+    }
+
+    fn service_account(&self, token: &ServiceAccountToken) -> Result<ServiceAccount, PublishError> {
+        let claims = Claims::read(token).map_err(|error| wrong(error.to_string()))?;
+        let pod = &self.pod;
+        let bound_to = claims.pod.map(|pod| pod.uid);
+        for (same, what) in [
+            (claims.namespace == pod.namespace, "Namespace"),
+            (
+                claims.service_account.name == pod.service_account.name,
+                "ServiceAccount",
+            ),
+            (bound_to.as_ref() == Some(&pod.uid), "pod"),
+        ] {
+            if !same {
+                return Err(wrong(format!(
+                    "has a token of another {what} than the kubelet names"
+                )));
+            }
+        }
+        Ok(ServiceAccount {
+            name: claims.service_account.name,
+            uid: Some(claims.service_account.uid),
+        })
+    }
+}
+
+fn wrong(problem: String) -> PublishError {
+    PublishError::InvalidRequest {
+        field: tokens::KEY,
+        problem,
+    }
+}

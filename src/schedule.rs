@@ -1,0 +1,180 @@
+//! When a cached secret is looked at again. Pure: it is handed the times, and the chance.
+
+use std::time::Duration;
+
+use coffer_provider::Life;
+
+/// Under [`Strategy::Watch`] a store is asked this often all the same: a remote change of a network
+/// file system, for one, wakes no watcher.
+pub const WATCH_LOOK: Duration = Duration::from_secs(600);
+
+/// How long a failure is remembered, at most: who asks again in that time gets the same answer (C5).
+pub const REMEMBERED: Duration = Duration::from_secs(5);
+
+const BACKOFF: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+
+/// The longest time for which a store can ask to be left alone.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+
+/// How changes of a value that does not end by itself are noticed: the kubelet's own three ways
+/// (`configMapAndSecretChangeDetectionStrategy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// The store tells.
+    Watch,
+    /// The store is asked once in each interval.
+    Cache(Duration),
+    /// The store is asked after each republish.
+    Get,
+}
+
+impl Strategy {
+    /// For how long an answer may be given to a further pod.
+    #[must_use]
+    pub fn ttl(self) -> Duration {
+        match self {
+            Self::Watch => WATCH_LOOK,
+            Self::Cache(interval) => interval,
+            Self::Get => Duration::ZERO,
+        }
+    }
+
+    /// How long until the next look: never by itself for [`Self::Get`].
+    ///
+    /// Within the interval, since "interval plus a second" is what is promised. The first look comes
+    /// anywhere in it, so that volumes that came together part; each later one in its last fifth.
+    fn next(self, first: bool, chance: f64) -> Option<Duration> {
+        let interval = match self {
+            Self::Watch | Self::Cache(_) => self.ttl(),
+            Self::Get => return None,
+        };
+        let share = if first {
+            0.1 + 0.9 * chance
+        } else {
+            0.8 + 0.2 * chance
+        };
+        Some(interval.mul_f64(share))
+    }
+}
+
+/// How long until a secret with this `life` is looked at again, for the strictest of `strategies`. A
+/// life of its own overrides them. `chance` is in 0..1.
+#[must_use]
+pub fn next_look(
+    life: &Life,
+    strategies: impl Iterator<Item = Strategy>,
+    first: bool,
+    chance: f64,
+) -> Option<Duration> {
+    match life {
+        Life::Static => strategies
+            .filter_map(|strategy| strategy.next(first, chance))
+            .min(),
+        Life::Expires(life)
+        | Life::Leased {
+            duration: life,
+            renewable: true,
+            ..
+        } => Some(life.mul_f64(0.6 + 0.1 * chance)),
+        Life::Leased { duration, .. } => Some(duration.mul_f64(0.6 + 0.2 * chance)),
+    }
+}
+
+/// The part of a lease after which it is not renewed any more, but made anew.
+const RENEW_UNTIL: f64 = 0.85;
+
+/// Whether a lease of this length can still be renewed when it is this old.
+#[must_use]
+pub fn can_renew(duration: Duration, age: Duration) -> bool {
+    age < duration.mul_f64(RENEW_UNTIL)
+}
+
+/// Whether a renewal gave so much less than before that the lease is about to end for good.
+#[must_use]
+pub fn is_truncated(before: Duration, renewed: Duration) -> bool {
+    renewed < before.mul_f64(0.9)
+}
+
+/// How long until the next try after so many failures in a row: exponential, with full jitter, and not
+/// before the store wants to be asked again. `chance` is in 0..1.
+#[must_use]
+pub fn after_failure(failures: u32, retry_after: Option<Duration>, chance: f64) -> Duration {
+    let doubled = BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16));
+    let jittered = doubled.min(BACKOFF_MAX).mul_f64(chance);
+    let wanted = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+    // Never in a tight loop, whatever chance says.
+    jittered.max(wanted).max(BACKOFF / 10)
+}
+
+/// Until when a failure is answered from memory: no longer than until the next try.
+#[must_use]
+pub fn remembered(until_retry: Duration) -> Duration {
+    until_retry.min(REMEMBERED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coffer_provider::Lease;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+    const CHANCES: [f64; 5] = [0.0, 0.25, 0.5, 0.75, 0.999];
+
+    #[test]
+    fn a_static_value_is_looked_at_within_its_interval_by_the_strictest_strategy() {
+        for chance in CHANCES {
+            for first in [true, false] {
+                let look = |strategies: &[Strategy]| {
+                    next_look(&Life::Static, strategies.iter().copied(), first, chance)
+                };
+                let cached = look(&[Strategy::Cache(MINUTE)]).expect("by itself");
+                assert!(cached <= MINUTE);
+                assert!(cached >= MINUTE.mul_f64(if first { 0.1 } else { 0.8 }));
+                assert_eq!(
+                    look(&[Strategy::Watch, Strategy::Cache(MINUTE)]),
+                    Some(cached)
+                );
+                assert!(look(&[Strategy::Watch]).expect("now and then") > MINUTE / 2);
+                assert_eq!(look(&[Strategy::Get]), None);
+                assert_eq!(look(&[]), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_life_of_its_own_overrides_the_strategy() {
+        let leased = |renewable| Life::Leased {
+            lease: Lease::new("id".into()),
+            duration: MINUTE,
+            renewable,
+        };
+        for (life, latest) in [
+            (Life::Expires(MINUTE), 0.7),
+            (leased(true), 0.7),
+            (leased(false), 0.8),
+        ] {
+            for chance in CHANCES {
+                let strategy = [Strategy::Cache(Duration::from_secs(10)), Strategy::Get];
+                let look = next_look(&life, strategy.into_iter(), true, chance).expect("it ends");
+                assert!(look >= MINUTE.mul_f64(0.6) && look <= MINUTE.mul_f64(latest));
+            }
+        }
+        assert!(can_renew(MINUTE, MINUTE.mul_f64(0.7)) && !can_renew(MINUTE, MINUTE.mul_f64(0.9)));
+        assert!(is_truncated(MINUTE, MINUTE / 2) && !is_truncated(MINUTE, MINUTE));
+    }
+
+    #[test]
+    fn failures_back_off_up_to_a_minute_and_a_store_can_ask_for_more() {
+        let most = |failures| after_failure(failures, None, 0.999_999);
+        assert!(most(1) <= BACKOFF && most(1) > BACKOFF / 2);
+        assert!(most(2) > BACKOFF && most(2) <= 2 * BACKOFF);
+        assert!(most(8) <= BACKOFF_MAX && most(u32::MAX) > BACKOFF_MAX / 2);
+        assert!(after_failure(1, None, 0.0) > Duration::ZERO);
+        let asked = |after| after_failure(1, Some(after), 0.5);
+        assert_eq!(asked(MINUTE), MINUTE);
+        assert_eq!(asked(1000 * MINUTE), RETRY_AFTER_MAX);
+        assert_eq!(remembered(MINUTE), REMEMBERED);
+        assert_eq!(remembered(BACKOFF), BACKOFF);
+    }
+}
