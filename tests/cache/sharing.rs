@@ -1,0 +1,176 @@
+//! One read for all that a store cannot tell apart, and for nobody else.
+
+use coffer::cache::Settings;
+use coffer::pacer::Rate;
+use serde_json::json;
+use std::time::Duration;
+
+use crate::pods::{Account, MINUTE, Node, SECOND, class, class_with, pass, web};
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_pods_of_one_account_are_one_read_and_one_for_each_interval() {
+    let node = Node::new();
+    node.store.state().latency = Duration::from_millis(20);
+    let volumes: Vec<_> = (0..1000)
+        .map(|pod| node.volume(&web().pod(&pod.to_string()), class("db,tls")))
+        .collect();
+    let reads = volumes.iter().map(|volume| volume.read());
+    for read in futures_util::future::join_all(reads).await {
+        assert_eq!(read.unwrap().len(), 2);
+    }
+    assert_eq!(node.store.fetches(), 2);
+    pass(20 * MINUTE).await;
+    let looks = node.store.state().looks.len();
+    assert_eq!(node.store.fetches(), 2, "equal versions are not read");
+    assert!(
+        (20..=26).contains(&looks),
+        "{looks} in ten intervals of two objects"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_belongs_to_one_pod_is_made_for_each_even_when_all_ask_at_once() {
+    let node = Node::new();
+    node.store.state().latency = Duration::from_millis(20);
+    let volumes: Vec<_> = (0..10)
+        .map(|pod| node.volume(&web().pod(&format!("pod-{pod}")), class("lease")))
+        .collect();
+    let reads = volumes.iter().map(|volume| volume.read());
+    let reads = futures_util::future::join_all(reads).await;
+    let values: std::collections::BTreeSet<_> =
+        reads.into_iter().map(|read| read.unwrap()).collect();
+    assert_eq!(values.len(), 10, "each its own");
+    for (pod, volume) in volumes.iter().enumerate() {
+        let value = volume.read().await.unwrap().remove(0);
+        assert!(value.ends_with(&format!("for pod-{pod}")), "{value}");
+    }
+    assert_eq!(node.store.fetches(), 10);
+
+    let shared = class_with("lease", json!({"sharing": "ServiceAccount"}));
+    let all: Vec<_> = (0..10)
+        .map(|pod| node.volume(&web().pod(&format!("pod-{pod}")), shared.clone()))
+        .collect();
+    let first = all[0].read().await.unwrap();
+    for volume in &all {
+        assert_eq!(volume.read().await.unwrap(), first, "the class opts in");
+    }
+    assert_eq!(node.store.fetches(), 11);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sharing_pod_gives_each_pod_what_its_own_token_gets() {
+    let node = Node::new();
+    node.store.state().by_pod = true;
+    node.store.deny("b", "db");
+    let own = class_with("db", json!({"sharing": "Pod"}));
+    let a = node.volume(&web().pod("a"), own.clone());
+    let b = node.volume(&web().pod("b"), own);
+    assert!(a.read().await.is_ok());
+    assert!(b.read().await.is_err(), "the role is bound to the pod");
+    assert_eq!(node.store.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_c6_a_waiter_with_a_shorter_deadline_times_out_alone() {
+    let node = Node::new();
+    node.store.state().latency = 10 * SECOND;
+    let volumes: Vec<_> = ["a", "b", "c"]
+        .map(|pod| node.volume(&web().pod(pod), class("db")))
+        .into();
+    let (first, second, third) = tokio::join!(
+        tokio::time::timeout(SECOND, volumes[0].read()),
+        tokio::time::timeout(30 * SECOND, volumes[1].read()),
+        tokio::time::timeout(30 * SECOND, volumes[2].read()),
+    );
+    assert!(first.is_err(), "and it was the one who asked");
+    assert!(second.unwrap().is_ok() && third.unwrap().is_ok());
+    assert_eq!(node.store.fetches(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_c7_values_leave_the_least_recently_used_first_and_come_back_when_needed() {
+    let node = Node::with(Settings {
+        bytes: 10_000,
+        rate: Rate::UNLIMITED,
+        ..Settings::default()
+    });
+    node.store.state().size = 1000;
+    let volumes: Vec<_> = (0..20)
+        .map(|object| node.volume(&web().pod("a"), class(&format!("o{object}"))))
+        .collect();
+    for volume in &volumes {
+        volume.read().await.unwrap();
+    }
+    assert_eq!(node.store.fetches(), 20);
+    for volume in &volumes[10..] {
+        assert!(volume.values().is_some(), "the newer half is there");
+    }
+    assert!(volumes[0].values().is_none(), "the oldest is not");
+    pass(SECOND).await;
+    assert!(volumes[0].values().is_some(), "but it was asked for");
+    assert_eq!(node.store.fetches(), 21);
+    // What left is still compared by its version, and read when that is another one.
+    node.store.change("o5");
+    pass(2 * MINUTE).await;
+    assert_eq!(node.store.fetches(), 22);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_c8_what_nobody_uses_any_more_is_wiped_and_given_back_within_a_minute() {
+    let node = Node::new();
+    let batch = Account::new("shop", "batch", "uid-of-batch");
+    let stays = node.volume(&batch.pod("other"), class("db"));
+    stays.read().await.unwrap();
+    let volumes: Vec<_> = ["a", "b"]
+        .map(|pod| node.volume(&web().pod(pod), class("db,lease")))
+        .into();
+    for volume in &volumes {
+        volume.read().await.unwrap();
+    }
+    let fetches = node.store.fetches();
+    let mut volumes = volumes.into_iter();
+    drop(volumes.next());
+    pass(MINUTE).await;
+    assert_eq!(
+        node.store.state().released,
+        ["lease-1"],
+        "of the pod that has gone"
+    );
+    assert!(node.store.state().logged_out.is_empty());
+    drop(volumes.next());
+    pass(10 * SECOND).await;
+    // A pod that takes its place in the meantime finds the shared value.
+    let next = node.volume(&web().pod("next"), class("db"));
+    next.read().await.unwrap();
+    assert_eq!(node.store.fetches(), fetches);
+    drop(next);
+    pass(MINUTE).await;
+    assert_eq!(node.store.state().released, ["lease-1", "lease-2"]);
+    assert_eq!(node.store.state().logged_out, ["uid-of-web"]);
+    let again = node.volume(&web().pod("again"), class("db"));
+    again.read().await.unwrap();
+    assert_eq!(node.store.fetches(), fetches + 1, "it was wiped");
+    pass(10 * MINUTE).await;
+    assert_eq!(
+        node.store.state().logged_out,
+        ["uid-of-web"],
+        "the other is left alone"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_c9_a_hit_is_no_older_than_the_interval() {
+    let node = Node::new();
+    let first = node.volume(&web().pod("a"), class("db"));
+    first.read().await.unwrap();
+    // Nobody is left who would look at it.
+    drop(first);
+    pass(20 * SECOND).await;
+    let get = class_with("db", json!({"refresh": {"interval": "10s"}}));
+    let second = node.volume(&web().pod("b"), get);
+    second.read().await.unwrap();
+    assert_eq!(node.store.fetches(), 2, "20 s are more than its 10 s");
+    let third = node.volume(&web().pod("c"), class("db"));
+    third.read().await.unwrap();
+    assert_eq!(node.store.fetches(), 2);
+}
