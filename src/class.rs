@@ -81,7 +81,7 @@ impl Default for Refresh {
 }
 
 /// How changes in a store are noticed: the kubelet's own three ways.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum RefreshStrategy {
     /// The store tells; one that cannot is asked in each interval.
     Watch,
@@ -97,6 +97,7 @@ pub enum RefreshStrategy {
 struct RefreshSpec {
     /// How changes are noticed; if not given, Watch where the store tells of them, else Cache.
     #[serde(default)]
+    #[schemars(with = "String", extend("enum" = ["Watch", "Cache", "Get"]))]
     strategy: Option<RefreshStrategy>,
     /// How often the store is asked, 10s or more, 2m if not given.
     #[serde(default)]
@@ -110,7 +111,7 @@ struct RefreshSpec {
 }
 
 /// Who may be given one and the same answer.
-#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Deserialize)]
 enum SharingSpec {
     /// Every pod of the ServiceAccount, leases and certificates too.
     ServiceAccount,
@@ -254,6 +255,7 @@ pub(crate) struct Spec {
     /// Who shares answers of the stores: if not given, static values the pods of a ServiceAccount, leases
     /// and certificates nobody.
     #[serde(default)]
+    #[schemars(with = "String", extend("enum" = ["ServiceAccount", "Pod"]))]
     sharing: Option<SharingSpec>,
     /// Kubernetes Secrets to make from the volume's files.
     #[serde(default, rename = "secretObjects")]
