@@ -774,8 +774,8 @@ impl State {
         if std::mem::replace(&mut entry.per_pod, true) {
             return;
         }
-        entry.held = None;
         let users = entry.users.clone();
+        self.wipe(shared);
         self.set_due(shared, None);
         for (id, user) in users {
             let own = shared.of_pod(&user.subscriber.requester().pod.uid);
