@@ -21,11 +21,14 @@ const READS: usize = 100;
 const DENIED: usize = 12;
 const TTL: Duration = Duration::from_secs(10);
 
+/// A version that was right, and when it stopped to be.
+type Right = (u64, Option<Instant>);
+
 /// What the store would have answered, and until when.
 #[derive(Default)]
 struct Oracle {
-    /// By account (or pod) and object: answers that were right, with the time when they stopped to be.
-    good: HashMap<(String, String), Vec<(u64, Option<Instant>)>>,
+    /// By account and object.
+    good: HashMap<(String, String), Vec<Right>>,
 }
 
 impl Oracle {
@@ -155,16 +158,12 @@ async fn rule_c1_rule_c9_a_million_reads_give_nothing_that_the_store_would_not_h
         }
         // Time passes; now and then a lot of it, as after a suspension.
         let step = match chance.usize(0..200) {
-            0 => 3600_000,
+            0 => 3_600_000,
             _ => chance.u64(1..3000),
         };
         pass(Duration::from_millis(step)).await;
     }
     let reads = served + refused;
-    println!(
-        "{reads} reads, {served} served, {} fetches",
-        node.store.fetches()
-    );
     assert!(reads >= 1_000_000, "{reads} reads");
     assert!(served > reads / 2, "{served} of {reads} were answered");
     let fetched = node.store.fetches();
