@@ -14,24 +14,24 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use coffer::catalog::Catalog;
 use coffer::class::{ClassName, Mode, SecretProviderClass};
-use coffer::classes::Classes;
+use coffer::classes::{Classes, Feed};
 use coffer::config::Config;
 use coffer::driver;
-use coffer::fake_kubelet::{FakeKubelet, PodVolume};
+use coffer::fake_kubelet::{FakeKubelet, PodVolume, token_of};
 use coffer::payload::{Limits, Payload};
 use coffer::tokens::TokenSource;
 use coffer::volume::{LAYOUT, Outcome, Record, TargetRules, Volumes};
 use coffer::volume_path::VolumePath;
 use coffer_proto::csi::NodeUnpublishVolumeRequest;
 use coffer_provider::testing::ScriptedProvider;
-use coffer_provider::{Pod, SecretBytes, ServiceAccount};
+use coffer_provider::{IdentifiedBy, Pod, SecretBytes, ServiceAccount};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use rustix::fs::{AtFlags, Mode as Bits, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create,
@@ -52,6 +52,9 @@ fn main() {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+    // Both ends of a thousand connections are in this process.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -96,6 +99,7 @@ fn main() {
         "{:<44}{:>10.0}/s   {:.3} ms of CPU each",
         "republish", front.republishes.0, front.republishes.1
     );
+    runtime.block_on(at_once(&folder.path().join("at-once")));
     memory(&folder.path().join("memory"), &runtime);
 }
 
@@ -300,54 +304,80 @@ struct FrontDoor {
     republishes: (f64, f64),
 }
 
-/// The driver behind its socket, with a store that answers from memory.
-async fn front_door(folder: &Path) -> FrontDoor {
-    let store = ScriptedProvider::default();
-    for name in FILES {
-        store.set_value(name, "a value of some thirty characters");
-    }
-    let name = ClassName {
-        namespace: "shop".into(),
-        name: "shop".into(),
-    };
-    let parameters = serde_json::json!({"objects": FILES.join(",")});
-    let spec = serde_json::json!({"provider": "scripted", "parameters": parameters});
-    let (classes, feed) = Classes::new();
-    let class = SecretProviderClass::new(name.clone(), spec);
-    feed.replace([(name, class.map(Arc::new))].into());
-    let config = Config {
-        socket: folder.join("plugin/csi.sock"),
-        node_id: "bench".into(),
-        driver_name: "secrets-store.csi.k8s.io".into(),
-        rules: rules(folder),
-        token_source: TokenSource::Secrets,
-        limits: Limits::default(),
-        cache: Default::default(),
-        classes: None,
-        kubeconfig: None,
-        file_root: None,
-        metrics: None,
-    };
-    let kubelet = FakeKubelet::new(folder, &config.socket);
-    let catalog = Catalog::default().with("scripted", Arc::new(store));
-    let stop = CancellationToken::new();
-    let driver = driver::run_with(config, catalog, classes, stop.clone());
-    let driver = tokio::spawn(driver);
-    while kubelet.node().await.is_err() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+/// The driver behind its socket, in this process.
+struct Driver {
+    kubelet: FakeKubelet,
+    /// The classes can change for as long as it is there.
+    _feed: Feed,
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Driver {
+    /// With the class `shop`, which has these objects of a scripted store.
+    async fn start(folder: &Path, store: &ScriptedProvider, objects: &[&str]) -> Self {
+        for name in objects {
+            store.set_value(name, "a value of some thirty characters");
+        }
+        let name = ClassName {
+            namespace: "shop".into(),
+            name: "shop".into(),
+        };
+        let parameters = serde_json::json!({"objects": objects.join(",")});
+        let spec = serde_json::json!({"provider": "scripted", "parameters": parameters});
+        let (classes, feed) = Classes::new();
+        let class = SecretProviderClass::new(name.clone(), spec);
+        feed.replace([(name, class.map(Arc::new))].into());
+        let config = Config {
+            socket: folder.join("plugin/csi.sock"),
+            node_id: "bench".into(),
+            driver_name: "secrets-store.csi.k8s.io".into(),
+            rules: rules(folder),
+            token_source: TokenSource::Secrets,
+            limits: Limits::default(),
+            cache: Default::default(),
+            classes: None,
+            kubeconfig: None,
+            file_root: None,
+            metrics: None,
+        };
+        let kubelet = FakeKubelet::new(folder, &config.socket);
+        let catalog = Catalog::default().with("scripted", Arc::new(store.clone()));
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(driver::run_with(config, catalog, classes, stop.clone()));
+        while kubelet.node().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Self {
+            kubelet,
+            _feed: feed,
+            stop,
+            running,
+        }
     }
 
+    async fn stop(self) {
+        self.stop.cancel();
+        self.running.await.unwrap().unwrap();
+    }
+}
+
+/// With a store that answers from memory.
+async fn front_door(folder: &Path) -> FrontDoor {
+    let store = ScriptedProvider::default();
+    let driver = Driver::start(folder, &store, &FILES).await;
+    let kubelet = &driver.kubelet;
     let only = PodVolume::of_class(pod("only"), "shop");
     let (mut publish, mut empty, mut republish) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         kubelet.prepare(&only).unwrap();
         let start = Instant::now();
-        publish_once(&kubelet, &only).await;
+        publish_once(kubelet, &only).await;
         publish.push(start.elapsed());
         let start = Instant::now();
-        publish_once(&kubelet, &only).await;
+        publish_once(kubelet, &only).await;
         republish.push(start.elapsed());
-        unpublish_once(&kubelet, &only).await;
+        unpublish_once(kubelet, &only).await;
         let start = Instant::now();
         let mut node = kubelet.node().await.unwrap();
         node.node_get_capabilities(coffer_proto::csi::NodeGetCapabilitiesRequest {})
@@ -355,7 +385,7 @@ async fn front_door(folder: &Path) -> FrontDoor {
             .unwrap();
         empty.push(start.elapsed());
     }
-    let publishes = in_flight(&kubelet, 4000, async |kubelet, volume| {
+    let publishes = in_flight(kubelet, 4000, async |kubelet, volume| {
         kubelet.prepare(volume).unwrap();
         publish_once(kubelet, volume).await;
         unpublish_once(kubelet, volume).await;
@@ -365,9 +395,8 @@ async fn front_door(folder: &Path) -> FrontDoor {
         let volume = PodVolume::of_class(pod(&format!("p{n}")), "shop");
         kubelet.publish(&volume).await.unwrap();
     }
-    let republishes = in_flight(&kubelet, 16_000, publish_once).await;
-    stop.cancel();
-    driver.await.unwrap().unwrap();
+    let republishes = in_flight(kubelet, 16_000, publish_once).await;
+    driver.stop().await;
     FrontDoor {
         publish: p50(publish),
         empty: p50(empty),
@@ -375,6 +404,54 @@ async fn front_door(folder: &Path) -> FrontDoor {
         publishes,
         republishes,
     }
+}
+
+/// Pods that start at once, each over a connection of its own, with a store that takes its time.
+async fn at_once(folder: &Path) {
+    const PODS: usize = 1000;
+    const ACCOUNTS: usize = 50;
+    let store = ScriptedProvider::identified_by(IdentifiedBy::Token {
+        audience: "vault".into(),
+        store: "https://store".into(),
+        role: "shop".into(),
+    });
+    store.set_latency(Duration::from_millis(20));
+    let driver = Driver::start(folder, &store, &["a", "b", "c", "d"]).await;
+    let pods: Vec<_> = (0..PODS)
+        .map(|n| {
+            let mut volume = PodVolume::of_class(pod(&format!("p{n}")), "shop");
+            volume.pod.service_account.name = format!("account-{}", n % ACCOUNTS);
+            let in_an_hour = SystemTime::now() + Duration::from_secs(3600);
+            volume.bring_token("vault", &token_of(&volume.pod), in_an_hour);
+            driver.kubelet.prepare(&volume).unwrap();
+            volume
+        })
+        .collect();
+    let start = Instant::now();
+    let publishes = pods.iter().map(async |volume| {
+        publish_once(&driver.kubelet, volume).await;
+        start.elapsed()
+    });
+    let mut took = futures_util::future::join_all(publishes).await;
+    let all = start.elapsed();
+    took.sort();
+    println!(
+        "\n{PODS} publishes at once, {ACCOUNTS} identities × 4 objects, a store that takes 20 ms, \
+         50 requests a second"
+    );
+    println!(
+        "{:<44}{:>10.0}/s   p50 {:.2} s, p99 {:.2} s (budget 5), {} objects fetched (budget {})",
+        "publish",
+        PODS as f64 / all.as_secs_f64(),
+        took[PODS / 2].as_secs_f64(),
+        took[PODS * 99 / 100].as_secs_f64(),
+        store.fetches(),
+        ACCOUNTS * 4,
+    );
+    for volume in &pods {
+        unpublish_once(&driver.kubelet, volume).await;
+    }
+    driver.stop().await;
 }
 
 async fn publish_once(kubelet: &FakeKubelet, volume: &PodVolume) {

@@ -114,6 +114,8 @@ struct Entry {
     used: u64,
     /// It is due, and no user has a token that could be sent.
     token_misses: Option<u32>,
+    /// The annotation of a class that it was last made due for.
+    mark: Option<String>,
 }
 
 /// One volume's use of an entry.
@@ -585,14 +587,29 @@ impl Subscription {
         self.cache.wake.notify_one();
     }
 
-    /// The store may have something new: of this source, or of all.
-    pub fn mark_due(&self, source: Option<usize>) {
+    /// The store may have something new of this source.
+    pub fn mark_due(&self, source: usize) {
         let now = clock::now();
         let mut state = self.cache.state();
-        for (index, part) in self.parts.iter().enumerate() {
-            if source.is_none_or(|source| source == index) {
-                for wanted in &part.objects {
-                    let key = self.effective(&state, wanted);
+        for wanted in self.parts.get(source).iter().flat_map(|part| &part.objects) {
+            let key = self.effective(&state, wanted);
+            state.set_due(&key, Some(now));
+        }
+        drop(state);
+        self.cache.wake.notify_one();
+    }
+
+    /// Everything is to be looked at because of an annotation: once, however many volumes of the class
+    /// bring it, one after the other.
+    pub fn marked(&self, mark: &str) {
+        let now = clock::now();
+        let mut state = self.cache.state();
+        for part in &self.parts {
+            for wanted in &part.objects {
+                let key = self.effective(&state, wanted);
+                let entry = state.entry(&key);
+                if entry.mark.as_deref() != Some(mark) {
+                    entry.mark = Some(mark.to_owned());
                     state.set_due(&key, Some(now));
                 }
             }
@@ -617,7 +634,7 @@ impl Subscription {
                 }
             }
         }
-        self.mark_due(Some(source));
+        self.mark_due(source);
     }
 
     /// The kubelet has published the volume again: there may be a new token, and the strategy Get looks
@@ -1041,7 +1058,8 @@ impl Inner {
         let count = entry.failed.as_ref().map_or(0, |failed| failed.count) + 1;
         entry.looks += 1;
         let chance = key.chance(self.settings.seed, entry.looks);
-        let wait = schedule::after_failure(count, error.retry_after(), chance);
+        let strategies = entry.users.values().map(|user| user.strategy);
+        let wait = schedule::after_failure(count, error.retry_after(), strategies, chance);
         entry.failed = Some(Failed {
             error: error.clone(),
             count,

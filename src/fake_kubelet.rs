@@ -9,7 +9,10 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use coffer_proto::csi::node_client::NodeClient;
 use coffer_proto::csi::volume_capability::access_mode::Mode;
 use coffer_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
@@ -24,6 +27,8 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tower::service_fn;
+
+use crate::tokens;
 
 /// A kubelet with a root folder and one driver.
 #[derive(Clone, Debug)]
@@ -70,6 +75,39 @@ impl PodVolume {
         hash.iter()
             .fold("csi-".to_owned(), |id, byte| format!("{id}{byte:02x}"))
     }
+
+    /// From now on each publish brings `token` for `audience`, in the secrets of the request.
+    pub fn bring_token(&mut self, audience: &str, token: &str, expires: SystemTime) {
+        let before = self.secrets.get(tokens::KEY);
+        let mut all: serde_json::Value = before
+            .and_then(|json| serde_json::from_str(json).ok())
+            .unwrap_or_else(|| serde_json::json!({}));
+        let expires = jiff::Timestamp::try_from(expires).unwrap_or(jiff::Timestamp::MAX);
+        all[audience] = serde_json::json!({
+            "token": token,
+            "expirationTimestamp": expires.to_string(),
+        });
+        self.secrets.insert(tokens::KEY.into(), all.to_string());
+    }
+}
+
+/// A token of `pod` and its ServiceAccount, with the claims of the API server and nobody's signature.
+#[must_use]
+pub fn token_of(pod: &Pod) -> String {
+    let account = &pod.service_account;
+    let uid = account.uid.clone();
+    let claims = serde_json::json!({
+        "kubernetes.io": {
+            "namespace": pod.namespace,
+            "serviceaccount": {
+                "name": account.name,
+                "uid": uid.unwrap_or_else(|| format!("uid-of-{}", account.name)),
+            },
+            "pod": {"name": pod.name, "uid": pod.uid},
+        },
+    });
+    let claims = URL_SAFE_NO_PAD.encode(claims.to_string());
+    format!("e30.{claims}.c2lnbmVkIGJ5IG5vYm9keQ")
 }
 
 /// Whether the kubelet takes `code` to mean that something may be left on the node.

@@ -215,7 +215,10 @@ impl Publisher {
         match &mut published.followed {
             Some(followed) if followed.spec.class_hash() == class.hash => {
                 if followed.spec.refresh_mark() != class.refresh_mark.as_deref() {
-                    followed.subscription.mark_due(None);
+                    let mark = class.refresh_mark.as_deref().unwrap_or_default();
+                    followed
+                        .subscription
+                        .marked(&format!("{} {mark}", class.name));
                     followed.spec.refreshed(class);
                 }
             }
@@ -287,7 +290,7 @@ impl Publisher {
             .and_then(|published| published.followed.as_mut())
         {
             match told {
-                Told::Changed(source) => followed.subscription.mark_due(Some(source)),
+                Told::Changed(source) => followed.subscription.mark_due(source),
                 Told::Ended(source) => {
                     let interval = followed.spec.refresh().interval;
                     followed.subscription.ask_instead(source, interval);

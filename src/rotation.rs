@@ -109,16 +109,34 @@ async fn sweep(publisher: &Arc<Publisher>, volume_id: &str) -> Option<Instant> {
     }
 }
 
+/// The next item. A stream that has ended is gone: many of them must not be polled once more.
 async fn next<T>(stream: &mut Option<impl Stream<Item = T> + Unpin>) -> Option<T> {
-    match stream {
-        Some(stream) => stream.next().await,
-        None => None,
+    let next = stream.as_mut()?.next().await;
+    if next.is_none() {
+        *stream = None;
     }
+    next
 }
 
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream;
+
+    #[tokio::test]
+    async fn a_stream_that_has_ended_is_not_asked_again() {
+        let once = stream::unfold(true, async |first| first.then_some(((), false)));
+        let mut stream = Some(Box::pin(once));
+        assert_eq!(next(&mut stream).await, Some(()));
+        for _ in 0..3 {
+            assert_eq!(next(&mut stream).await, None);
+        }
     }
 }

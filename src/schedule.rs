@@ -96,12 +96,23 @@ pub fn is_truncated(before: Duration, renewed: Duration) -> bool {
     renewed < before.mul_f64(0.9)
 }
 
-/// How long until the next try after so many failures in a row: exponential, with full jitter, and not
-/// before the store wants to be asked again. `chance` is in 0..1.
+/// How long until the next try after so many failures in a row: exponential, with full jitter, no longer
+/// than the shortest interval of `strategies`, since all is to be fresh an interval after the store is
+/// back, and not before the store wants to be asked again. `chance` is in 0..1.
 #[must_use]
-pub fn after_failure(failures: u32, retry_after: Option<Duration>, chance: f64) -> Duration {
+pub fn after_failure(
+    failures: u32,
+    retry_after: Option<Duration>,
+    strategies: impl Iterator<Item = Strategy>,
+    chance: f64,
+) -> Duration {
+    let intervals = strategies.filter_map(|strategy| match strategy {
+        Strategy::Cache(interval) => Some(interval),
+        Strategy::Watch | Strategy::Get => None,
+    });
+    let longest = intervals.fold(BACKOFF_MAX, Duration::min);
     let doubled = BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16));
-    let jittered = doubled.min(BACKOFF_MAX).mul_f64(chance);
+    let jittered = doubled.min(longest).mul_f64(chance);
     let wanted = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
     // Never in a tight loop, whatever chance says.
     jittered.max(wanted).max(BACKOFF / 10)
@@ -166,14 +177,22 @@ mod tests {
 
     #[test]
     fn failures_back_off_up_to_a_minute_and_a_store_can_ask_for_more() {
-        let most = |failures| after_failure(failures, None, 0.999_999);
+        let most = |failures| after_failure(failures, None, [].into_iter(), 0.999_999);
         assert!(most(1) <= BACKOFF && most(1) > BACKOFF / 2);
         assert!(most(2) > BACKOFF && most(2) <= 2 * BACKOFF);
         assert!(most(8) <= BACKOFF_MAX && most(u32::MAX) > BACKOFF_MAX / 2);
-        assert!(after_failure(1, None, 0.0) > Duration::ZERO);
-        let asked = |after| after_failure(1, Some(after), 0.5);
+        assert!(after_failure(1, None, [].into_iter(), 0.0) > Duration::ZERO);
+        let asked = |after| after_failure(1, Some(after), [].into_iter(), 0.5);
         assert_eq!(asked(MINUTE), MINUTE);
         assert_eq!(asked(1000 * MINUTE), RETRY_AFTER_MAX);
+        let impatient = [
+            Strategy::Watch,
+            Strategy::Cache(20 * BACKOFF),
+            Strategy::Get,
+        ];
+        let within = |after| after_failure(u32::MAX, after, impatient.into_iter(), 0.999_999);
+        assert!(within(None) <= 20 * BACKOFF && within(None) > 19 * BACKOFF);
+        assert_eq!(within(Some(MINUTE)), MINUTE, "but a store is heard");
         assert_eq!(remembered(MINUTE), REMEMBERED);
         assert_eq!(remembered(BACKOFF), BACKOFF);
     }

@@ -457,7 +457,8 @@ const WRONG_CLASSES: &[(&str, Code, &str)] = &[
 
 #[tokio::test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
-async fn a_class_that_cannot_be_mounted_is_refused_with_its_field_and_keeps_the_last_good_volume() {
+async fn rule_r6_a_class_that_cannot_be_mounted_is_refused_with_its_field_and_keeps_the_last_good_volume()
+ {
     let node = Node::start().await;
     node.folders.secret("too-large", vec![1; (4 << 20) + 1]);
     for n in 0..257 {

@@ -56,10 +56,15 @@ impl Folders {
 
     /// Writes a class of the Namespace `shop`.
     pub(crate) fn class(&self, name: &str, spec: &str) {
+        self.class_with(&format!("name: {name}, namespace: shop"), name, spec);
+    }
+
+    /// Writes a class with this metadata into the file `name`.
+    pub(crate) fn class_with(&self, metadata: &str, name: &str, spec: &str) {
         let spec = spec.trim().replace('\n', "\n  ");
         let text = format!(
             "apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\n\
-             metadata: {{name: {name}, namespace: shop}}\nspec:\n  {spec}\n"
+             metadata: {{{metadata}}}\nspec:\n  {spec}\n"
         );
         replace(
             &self.at("classes").join(format!("{name}.yaml")),
@@ -181,7 +186,8 @@ impl Node {
             ))
             .arg(format!("--metrics-addr={}", self.metrics))
             .arg("--node-id=node-1")
-            .arg("--log-level=trace")
+            // A variable, so that a test can choose another one by a flag.
+            .env("COFFER_LOG_LEVEL", "trace")
             .args(&self.flags)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -247,13 +253,7 @@ impl Node {
 
     /// Asks the HTTP server of the driver.
     pub(crate) async fn http(&self, path: &str) -> String {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::TcpStream::connect(self.metrics).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
+        http(self.metrics, path).await
     }
 }
 
@@ -269,7 +269,27 @@ impl Drop for Node {
     }
 }
 
-fn free_address() -> SocketAddr {
+/// Asks the HTTP server of a driver.
+pub(crate) async fn http(server: SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(server).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// The sum of all counters of a scrape whose lines start with `name` and hold all of these words.
+pub(crate) fn counted(scrape: &str, name: &str, words: &[&str]) -> u64 {
+    let lines = scrape.lines().filter(|line| line.starts_with(name));
+    lines
+        .filter(|line| words.iter().all(|word| line.contains(word)))
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+        .sum()
+}
+
+pub(crate) fn free_address() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.local_addr().unwrap()
 }

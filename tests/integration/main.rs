@@ -11,13 +11,18 @@
     reason = "a test that starts itself again is told so in a variable"
 )]
 
+mod audit;
 mod bad_input;
 mod harness;
+mod identities;
 mod lifecycle;
+mod many;
 mod privileges;
 mod publish;
 mod redaction;
 mod render;
+mod republish;
 mod rotation;
 mod scripted;
+mod soak;
 mod socket;

@@ -1,73 +1,140 @@
 //! Stores that hang, fail and come back, which real files never do: the driver runs in this process.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use coffer::catalog::Catalog;
 use coffer::class_folder;
 use coffer::config::Config;
 use coffer::driver;
-use coffer::fake_kubelet::{FakeKubelet, PodVolume};
+use coffer::fake_kubelet::{FakeKubelet, PodVolume, token_of};
 use coffer::payload::Limits;
 use coffer::tokens::TokenSource;
 use coffer::volume::TargetRules;
-use coffer_provider::ErrorKind;
 use coffer_provider::testing::{Answer, ScriptedProvider};
+use coffer_provider::{ErrorKind, IdentifiedBy, Provider};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request};
 
-use crate::harness::{Folders, PATIENCE, eventually, mounts, volume};
+use crate::harness::{Folders, PATIENCE, counted, eventually, free_address, http, mounts, volume};
 
-struct Scripted {
-    folders: Folders,
-    kubelet: FakeKubelet,
-    store: ScriptedProvider,
+/// What the kubelet has to bring a token for, where the store wants one.
+pub(crate) const AUDIENCE: &str = "vault";
+
+/// The driver in this process.
+pub(crate) struct Scripted {
+    pub(crate) folders: Folders,
+    pub(crate) kubelet: FakeKubelet,
+    pub(crate) store: ScriptedProvider,
+    metrics: SocketAddr,
+    catalog: Catalog,
     stop: CancellationToken,
+    driver: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
 impl Scripted {
     /// A node whose class `shop` reads the objects `a` and `b` of a scripted store.
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(ScriptedProvider::default(), []).await
+    }
+
+    /// The same with a store that wants a token.
+    pub(crate) async fn start_with_tokens() -> Self {
+        Self::start_with(by_token(AUDIENCE), []).await
+    }
+
+    /// The same with this store, and with others that have names of their own.
+    pub(crate) async fn start_with<const N: usize>(
+        store: ScriptedProvider,
+        others: [(&'static str, Arc<dyn Provider>); N],
+    ) -> Self {
         let folders = Folders::new();
         folders.class("shop", "provider: scripted\nparameters: {objects: 'a,b'}");
-        let store = ScriptedProvider::default();
         store.set_value("a", "one");
         store.set_value("b", "two");
+        let catalog = Catalog::default().with("scripted", Arc::new(store.clone()));
+        let catalog = others
+            .into_iter()
+            .fold(catalog, |catalog, (name, other)| catalog.with(name, other));
+        let mut node = Self {
+            kubelet: folders.kubelet(),
+            metrics: free_address(),
+            stop: CancellationToken::new(),
+            driver: None,
+            folders,
+            store,
+            catalog,
+        };
+        node.run().await;
+        node
+    }
+
+    /// Starts the driver, and waits until it answers.
+    async fn run(&mut self) {
         let config = Config {
-            socket: folders.at("plugin/csi.sock"),
+            socket: self.folders.at("plugin/csi.sock"),
             node_id: "node-1".into(),
             driver_name: "secrets-store.csi.k8s.io".into(),
             rules: TargetRules {
-                pods: folders.at("kubelet/pods"),
+                pods: self.folders.at("kubelet/pods"),
                 conformance_root: None,
             },
             token_source: TokenSource::Secrets,
             limits: Limits::default(),
             cache: Default::default(),
-            classes: Some(folders.at("classes")),
+            classes: Some(self.folders.at("classes")),
             kubeconfig: None,
             file_root: None,
-            metrics: None,
+            metrics: Some(self.metrics),
         };
-        let catalog = Catalog::default().with("scripted", Arc::new(store.clone()));
-        let classes = class_folder::follow(&folders.at("classes")).unwrap();
-        let stop = CancellationToken::new();
-        tokio::spawn(driver::run_with(config, catalog, classes, stop.clone()));
-        let kubelet = folders.kubelet();
+        let classes = class_folder::follow(&self.folders.at("classes")).unwrap();
+        self.stop = CancellationToken::new();
+        let driver = driver::run_with(config, self.catalog.clone(), classes, self.stop.clone());
+        self.driver = Some(tokio::spawn(driver));
         let start = Instant::now();
-        while kubelet.node().await.is_err() {
+        while self.kubelet.node().await.is_err() {
             assert!(start.elapsed() < PATIENCE, "the driver does not answer");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        Self {
-            folders,
-            kubelet,
-            store,
-            stop,
+    }
+
+    /// Ends the driver and starts another one, which knows nothing of the first.
+    pub(crate) async fn restart(&mut self) {
+        self.stop.cancel();
+        self.driver.take().unwrap().await.unwrap().unwrap();
+        self.run().await;
+    }
+
+    /// How many objects the stores were asked for, with this outcome.
+    pub(crate) async fn asked(&self, outcome: &str) -> u64 {
+        let outcome = format!("outcome=\"{outcome}\"");
+        let scrape = http(self.metrics, "/metrics").await;
+        counted(&scrape, "coffer_store_requests_total", &[&outcome])
+    }
+
+    /// Waits until the stores were asked for so many objects with this outcome.
+    pub(crate) async fn eventually_asked(&self, outcome: &str, times: u64) {
+        let start = Instant::now();
+        loop {
+            let asked = self.asked(outcome).await;
+            if asked == times {
+                return;
+            }
+            let late = start.elapsed() > PATIENCE;
+            assert!(asked < times && !late, "{outcome}: {asked}, not {times}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    fn read(&self, volume: &PodVolume, path: &str) -> String {
+    /// How many looks at volumes have failed.
+    pub(crate) async fn failed_looks(&self) -> u64 {
+        let scrape = http(self.metrics, "/metrics").await;
+        counted(&scrape, "rotation_reconcile_error_total", &[])
+    }
+
+    pub(crate) fn read(&self, volume: &PodVolume, path: &str) -> String {
         std::fs::read_to_string(self.kubelet.target(volume).join(path)).unwrap()
     }
 
@@ -84,6 +151,37 @@ impl Scripted {
 impl Drop for Scripted {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+/// A store that knows callers by their tokens.
+pub(crate) fn by_token(audience: &str) -> ScriptedProvider {
+    ScriptedProvider::identified_by(IdentifiedBy::Token {
+        audience: audience.into(),
+        store: "https://store".into(),
+        role: "shop".into(),
+    })
+}
+
+/// A volume of pod `name`, which runs as `account` and has a good token.
+pub(crate) fn volume_of(name: &str, account: &str) -> PodVolume {
+    let mut volume = volume(name);
+    volume.pod.service_account.name = account.into();
+    with_token(volume)
+}
+
+/// The same volume with a good token of its pod.
+pub(crate) fn with_token(mut volume: PodVolume) -> PodVolume {
+    volume.bring_token(AUDIENCE, &token_of(&volume.pod), seconds_from_now(3600));
+    volume
+}
+
+/// A time so many seconds from now.
+pub(crate) fn seconds_from_now(seconds: i64) -> SystemTime {
+    let apart = Duration::from_secs(seconds.unsigned_abs());
+    match seconds < 0 {
+        true => SystemTime::now() - apart,
+        false => SystemTime::now() + apart,
     }
 }
 

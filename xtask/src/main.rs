@@ -39,6 +39,12 @@ enum Chore {
         #[arg(long)]
         update: bool,
     },
+    /// Readers while the driver is killed at random, and while a store is away, for as long as you like
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+    },
     /// The driver's image as an OCI archive; no container engine is needed
     Image {
         /// The profile of cargo that the driver is built with
@@ -67,6 +73,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().chore {
         Chore::Test => return test::run(),
         Chore::Chart { update } => return test::chart(update),
+        Chore::Soak { minutes } => return test::soak(minutes),
         Chore::Image { profile } => image::run(&profile),
         Chore::Cluster(ClusterChore::Up) => cluster::up(),
         Chore::Cluster(ClusterChore::Down) => cluster::down(),

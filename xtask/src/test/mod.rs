@@ -28,6 +28,8 @@ const CSI_SANITY: &str = "COFFER_CSI_SANITY";
 /// Name the binary of helm and the folder of kubernetes-validate to the tests of the chart.
 const HELM: &str = "COFFER_HELM";
 const VALIDATE: &str = "COFFER_KUBERNETES_VALIDATE";
+/// Tells the tests that can go on for long how long that is.
+const SOAK: &str = "COFFER_SOAK_SECONDS";
 /// Tells these tests to write what they would compare.
 const UPDATE: &str = "COFFER_UPDATE";
 
@@ -79,6 +81,25 @@ pub(crate) fn run() -> ExitCode {
 pub(crate) fn chart(update: bool) -> ExitCode {
     let mut tally = Tally::default();
     with_helm(&mut tally, parts::helm(), &["--include-ignored"], update);
+    tally.sum_up()
+}
+
+/// The tests that find more the longer they go on, side by side.
+pub(crate) fn soak(minutes: u64) -> ExitCode {
+    let mut tally = Tally::default();
+    let title = "soak";
+    match namespace::unshare() {
+        Ok(mut unshare) => {
+            unshare.arg(cargo().get_program());
+            let mut command = cargo_test(unshare);
+            command
+                .env(SOAK, (minutes * 60).to_string())
+                .args(["--test=integration", "--", "--ignored", "--nocapture"])
+                .arg("soak::");
+            suite(&mut tally, title, command);
+        }
+        Err(error) => step(&mut tally, title, || Err(error)),
+    }
     tally.sum_up()
 }
 
