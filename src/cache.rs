@@ -175,8 +175,11 @@ impl Subscriber {
         self.changed.notify_one();
     }
 
-    /// Takes newer tokens.
+    /// Takes newer tokens. Those that are there are not given away for none, or for what cannot be read.
     pub fn renew(&self, requester: Arc<Requester>) {
+        if !requester.brings_tokens() && self.requester().brings_tokens() {
+            return;
+        }
         let mut present = self
             .requester
             .write()

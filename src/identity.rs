@@ -157,6 +157,12 @@ impl Requester {
         })
     }
 
+    /// Whether there is a token at all.
+    #[must_use]
+    pub fn brings_tokens(&self) -> bool {
+        self.tokens.as_ref().is_ok_and(|tokens| !tokens.is_empty())
+    }
+
     /// When the token that `source` would get ends, if it would get one.
     #[must_use]
     pub fn token_expires(&self, source: &dyn Source) -> Option<SystemTime> {

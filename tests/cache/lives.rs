@@ -173,10 +173,10 @@ async fn what_is_told_during_a_look_is_looked_at_once_more() {
     volume.read().await.unwrap();
     node.store.state().latency = SECOND;
     node.store.change("db");
-    volume.subscription.mark_due(Some(0));
+    volume.subscription.mark_due(0);
     pass(SECOND / 2).await;
     node.store.change("db");
-    volume.subscription.mark_due(Some(0));
+    volume.subscription.mark_due(0);
     pass(5 * SECOND).await;
     assert!(volume.values().unwrap()[0].ends_with("v2"));
 }
