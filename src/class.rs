@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use coffer_provider::{Parameters, Sharing};
+use coffer_provider::{Parameters, Sharing, clean_text};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -200,9 +200,10 @@ pub struct ClassError {
 
 impl ClassError {
     fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        // Keys of the class are in both, and nothing in them may forge a line of a log.
         Self {
-            field: field.into(),
-            problem: problem.into(),
+            field: clean_text(&field.into(), 256),
+            problem: clean_text(&problem.into(), 1024),
         }
     }
 }

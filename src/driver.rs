@@ -19,7 +19,7 @@ use crate::catalog::Catalog;
 use crate::class_folder;
 use crate::classes::Classes;
 use crate::config::Config;
-use crate::csi::CsiServer;
+use crate::csi::{CsiServer, Sole};
 use crate::kube;
 use crate::payload::Limits;
 use crate::publish::Publisher;
@@ -57,9 +57,15 @@ pub async fn run_with(
         );
     }
     let metrics = Arc::new(Metrics::default());
+    metrics.count_panics();
+    // From here on, and until the very end, no other process works on these volumes.
+    let sole = stop.run_until_cancelled(Sole::of(&config.socket)).await;
+    let Some(sole) = sole.transpose()? else {
+        return Ok(());
+    };
     let before = volumes.clone();
     let found = tokio::task::spawn_blocking(move || before.sweep_all()).await?;
-    let server = CsiServer::bind(&config.socket)?;
+    let server = CsiServer::bind(&sole)?;
     let http = match config.metrics {
         Some(address) => Some(listen(address).await?),
         None => None,

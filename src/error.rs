@@ -220,6 +220,9 @@ pub enum PublishError {
     /// The volume was unpublished while it was published.
     #[error("the volume was unpublished meanwhile")]
     Unpublished,
+    /// A mistake of ours.
+    #[error("the driver failed on this volume: see its log on the node, and please report it")]
+    Panicked,
     /// One volume id, two target paths.
     #[error("target_path: the volume is already published at {0}")]
     Elsewhere(TargetPath),
@@ -270,6 +273,7 @@ impl PublishError {
             Self::Unpublished => Reason::Unpublished,
             Self::Elsewhere(_) => Reason::VolumeElsewhere,
             Self::Different => Reason::VolumeDiffers,
+            Self::Panicked => Reason::NodeFailure,
             Self::Volume(error) => error.reason(),
         }
     }

@@ -9,7 +9,7 @@ use coffer_provider::{Life, Secret, Version};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::cache::{Look, SecretCache, Subscriber, Tidings, Told};
 use crate::catalog::Catalog;
@@ -180,6 +180,7 @@ impl Publisher {
         Published {
             request,
             record,
+            told_of_subpaths: false,
             subscriber,
             followed,
             follower: AbortOnDropHandle::new(tokio::spawn(follow)),
@@ -279,7 +280,27 @@ impl Publisher {
         if !matches!(outcome, Outcome::TooSoon(_)) {
             published.record = Some(record);
         }
+        if outcome == Outcome::Rotated {
+            self.look_for_subpaths(published).await?;
+        }
         Ok(outcome)
+    }
+
+    /// Counts a rotation that a container does not see (R12), and says so once for each volume.
+    async fn look_for_subpaths(&self, published: &mut Published) -> Result<(), PublishError> {
+        let target = published.request.target.clone();
+        let by_subpath = move |volumes: &Volumes| Ok(volumes.is_mounted_by_subpath(&target));
+        if !self.on_node(by_subpath).await? {
+            return Ok(());
+        }
+        self.metrics.past_subpaths.inc();
+        if !std::mem::replace(&mut published.told_of_subpaths, true) {
+            let volume_id = &published.request.volume_id;
+            let pod = &published.request.requester.pod;
+            warn!(volume.id = %volume_id, pod.namespace = %pod.namespace, pod.name = %pod.name,
+                "a container mounts a file of this volume by subPath: it keeps the file of its start, and no rotation reaches it; mount the whole volume instead");
+        }
+        Ok(())
     }
 
     /// A source of the volume has told something: the cache looks at it.

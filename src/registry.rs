@@ -31,6 +31,8 @@ pub struct Published {
     pub request: Arc<PublishRequest>,
     /// What is in it; unknown for one that was taken over without a record.
     pub record: Option<Record>,
+    /// It was said that a container mounts some of it by subPath.
+    pub told_of_subpaths: bool,
     /// The volume as the cache knows it.
     pub subscriber: Arc<Subscriber>,
     /// What it is kept like; not known yet for one that was taken over.

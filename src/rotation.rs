@@ -1,10 +1,11 @@
 //! Rotation: whatever may have changed a volume makes its publisher look at it again.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coffer_provider::Changes;
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
@@ -50,7 +51,11 @@ pub(crate) async fn follow(
             }
         }
         look_at = None;
-        match publisher.rotate(volume_id).await {
+        // A panic takes this one attempt along, not the volume's rotations for good (R11). What it leaves
+        // half done is the volume's turn, which is given back as after any error.
+        let rotated = AssertUnwindSafe(publisher.rotate(volume_id)).catch_unwind();
+        let rotated = rotated.await.unwrap_or(Err(PublishError::Panicked));
+        match rotated {
             Ok((outcome, from_now_on)) => {
                 tidings = from_now_on.or(tidings);
                 retry = RETRY;

@@ -97,6 +97,9 @@ pub struct Metrics {
     rotation_seconds: Histogram,
     /// Volumes that are published on the node.
     pub volumes: Gauge,
+    /// Rotations that a container does not see, since it mounts a file of the volume by subPath.
+    pub past_subpaths: Counter,
+    panics: Counter,
     store_requests: Family<StoreLabels, Counter>,
     /// Objects that were answered from memory.
     pub cache_hits: Counter,
@@ -131,6 +134,8 @@ impl Default for Metrics {
             rotation_errors: Family::default(),
             rotation_seconds: Histogram::new(buckets),
             volumes: Gauge::default(),
+            past_subpaths: Counter::default(),
+            panics: Counter::default(),
             store_requests: Family::default(),
             cache_hits: Counter::default(),
             cache_entries: Gauge::default(),
@@ -193,6 +198,16 @@ impl Metrics {
             self.volumes.clone(),
         );
         registry.register(
+            "coffer_rotations_past_subpath",
+            "Rotations that a container does not see, since it mounts a file of the volume by subPath",
+            self.past_subpaths.clone(),
+        );
+        registry.register(
+            "coffer_panics",
+            "Times that the driver failed inside: please report what its log says",
+            self.panics.clone(),
+        );
+        registry.register(
             "coffer_store_requests",
             "Objects that stores were asked for, by how it ended",
             self.store_requests.clone(),
@@ -231,6 +246,17 @@ impl Metrics {
         ] {
             registry.register(name, help, gauge.clone());
         }
+    }
+
+    /// From now on counts the panics of this process, on whichever thread. What was done before about a
+    /// panic is still done.
+    pub fn count_panics(&self) {
+        let panics = self.panics.clone();
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            panics.inc();
+            before(panic);
+        }));
     }
 
     /// Counts an object that a store was asked for.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coffer_proto::csi::volume_capability::{AccessType, access_mode::Mode};
 use coffer_proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability};
-use coffer_provider::{Pod, SecretBytes, ServiceAccount};
+use coffer_provider::{Pod, SecretBytes, ServiceAccount, clean_text};
 
 use crate::error::PublishError;
 use crate::identity::Requester;
@@ -31,6 +31,18 @@ fn required(field: &'static str, value: String) -> Result<String, PublishError> 
     }
 }
 
+/// What is shown in logs and Events: one with a line break in it could forge another.
+fn shown(field: &'static str, value: String) -> Result<String, PublishError> {
+    match clean_text(&value, usize::MAX) == value {
+        true => Ok(value),
+        false => Err(wrong(field, "has a character that cannot be seen")),
+    }
+}
+
+fn volume_id(id: String) -> Result<String, PublishError> {
+    shown("volume_id", required("volume_id", id)?)
+}
+
 /// Takes a publish apart: what is secret in it is wrapped, and what nobody needs is wiped.
 pub(super) fn publish_request(
     request: NodePublishVolumeRequest,
@@ -41,7 +53,7 @@ pub(super) fn publish_request(
     let tokens = Tokens::take(token_source, &mut secrets, &mut context);
     let secrets = wrap(secrets);
 
-    let volume_id = required("volume_id", request.volume_id)?;
+    let volume_id = volume_id(request.volume_id)?;
     let target = target("target_path", request.target_path, rules)?;
     let capability = request.volume_capability;
     let capability = capability.ok_or_else(|| wrong("volume_capability", "is missing"))?;
@@ -63,6 +75,7 @@ pub(super) fn publish_request(
         }
     }
     let class = context.remove(CLASS).filter(|class| !class.is_empty());
+    let class = class.map(|class| shown("volumeAttributes.secretProviderClass", class));
     Ok(PublishRequest {
         volume_id,
         target,
@@ -72,7 +85,7 @@ pub(super) fn publish_request(
             secrets,
         }),
         attributes: own_attributes(context),
-        class,
+        class: class.transpose()?,
         fs_group,
     })
 }
@@ -96,7 +109,7 @@ pub(super) fn unpublish_request(
     request: NodeUnpublishVolumeRequest,
     rules: &TargetRules,
 ) -> Result<(String, TargetPath), PublishError> {
-    let volume_id = required("volume_id", request.volume_id)?;
+    let volume_id = volume_id(request.volume_id)?;
     let target = target("target_path", request.target_path, rules)?;
     Ok((volume_id, target))
 }
@@ -167,7 +180,8 @@ fn fs_group(capability: VolumeCapability) -> Result<Option<u32>, PublishError> {
 fn pod(context: &mut HashMap<String, String>) -> Result<Pod, PublishError> {
     let mut info = |key: &'static str| {
         let value = context.remove(key).filter(|value| !value.is_empty());
-        value.ok_or_else(|| wrong(key, "is missing: set podInfoOnMount: true on the CSIDriver"))
+        let missing = || wrong(key, "is missing: set podInfoOnMount: true on the CSIDriver");
+        shown(key, value.ok_or_else(missing)?)
     };
     let pod = Pod {
         name: info("csi.storage.k8s.io/pod.name")?,

@@ -6,4 +6,4 @@ mod node;
 mod server;
 mod status;
 
-pub use server::{CsiServer, SocketError};
+pub use server::{CsiServer, SocketError, Sole};

@@ -14,6 +14,7 @@ use coffer_proto::csi::{
     NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse,
     NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, VolumeUsage,
 };
+use coffer_provider::clean_text;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
@@ -26,6 +27,9 @@ use crate::error::{PublishError, Reason};
 use crate::publish::{Publisher, STORE_DEADLINE};
 use crate::tokens::{TokenSource, Tokens};
 use crate::volume::Outcome;
+
+/// How much of a volume's id is logged; the kubelet's have 68 bytes.
+const SHOWN: usize = 128;
 
 pub(super) struct NodeService {
     pub(super) node_id: String,
@@ -44,18 +48,17 @@ impl Node for NodeService {
         let started = Instant::now();
         let deadline = started + time_for_stores(request.metadata());
         let request = request.into_inner();
-        let volume_id = request.volume_id.clone();
-        let rules = self.publisher.volumes().rules();
-        let done = match convert::publish_request(request, rules, self.token_source) {
-            Ok(request) => {
-                // Never more of the tokens than where they came from and how many there are.
-                let audiences = request.requester.tokens.as_ref().map_or(0, Tokens::len);
-                debug!(volume.id = %volume_id, token_source = ?self.token_source, audiences, "volume asked for");
-                let publish = self.publisher.clone().publish(request, deadline);
-                self.to_its_end(publish).await?
-            }
-            Err(error) => Err(error),
+        let volume_id = clean_text(&request.volume_id, SHOWN);
+        let (publisher, token_source) = (self.publisher.clone(), self.token_source);
+        let publish = async move {
+            let rules = publisher.volumes().rules();
+            let request = convert::publish_request(request, rules, token_source)?;
+            // Never more of the tokens than where they came from and how many there are.
+            let audiences = request.requester.tokens.as_ref().map_or(0, Tokens::len);
+            debug!(volume.id = %request.volume_id, ?token_source, audiences, "volume asked for");
+            publisher.publish(request, deadline).await
         };
+        let done = self.to_its_end(publish).await;
         let took = started.elapsed();
         let counted = done.as_ref().copied().map_err(PublishError::reason);
         self.publisher.metrics().published(&counted, took);
@@ -72,15 +75,14 @@ impl Node for NodeService {
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let started = Instant::now();
         let request = request.into_inner();
-        let volume_id = request.volume_id.clone();
-        let rules = self.publisher.volumes().rules();
-        let done = match convert::unpublish_request(request, rules) {
-            Ok((volume_id, target)) => {
-                let unpublish = self.publisher.clone().unpublish(volume_id, target);
-                self.to_its_end(unpublish).await?
-            }
-            Err(error) => Err(error),
+        let volume_id = clean_text(&request.volume_id, SHOWN);
+        let publisher = self.publisher.clone();
+        let unpublish = async move {
+            let rules = publisher.volumes().rules();
+            let (volume_id, target) = convert::unpublish_request(request, rules)?;
+            publisher.unpublish(volume_id, target).await
         };
+        let done = self.to_its_end(unpublish).await;
         let counted = done.as_ref().copied().map_err(PublishError::reason);
         self.publisher.metrics().unpublished(&counted);
         let duration_ms = started.elapsed().as_millis() as u64;
@@ -184,12 +186,10 @@ impl NodeService {
     /// if it panics.
     async fn to_its_end<T: Send + 'static>(
         &self,
-        operation: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, Status> {
-        self.operations.spawn(operation).await.map_err(|error| {
-            error!(%error, "an operation failed inside the driver: please report this");
-            failed()
-        })
+        operation: impl Future<Output = Result<T, PublishError>> + Send + 'static,
+    ) -> Result<T, PublishError> {
+        let done = self.operations.spawn(operation).await;
+        done.unwrap_or(Err(PublishError::Panicked))
     }
 }
 

@@ -1,7 +1,8 @@
 //! The socket: who may connect, serving, and the way out.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,12 +12,14 @@ use std::{fs, io};
 
 use coffer_proto::csi::identity_server::IdentityServer;
 use coffer_proto::csi::node_server::NodeServer;
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::identity::IdentityService;
 use super::node::NodeService;
@@ -25,6 +28,9 @@ use crate::tokens::TokenSource;
 
 /// How long operations have to end after the driver was told to.
 const DRAIN: Duration = Duration::from_secs(8);
+
+/// How often a process looks whether the one before it has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How long clients have to read their last answer.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -43,15 +49,23 @@ pub struct CsiServer {
     listener: UnixListener,
 }
 
-impl CsiServer {
-    /// Takes the socket: nobody but root and our own user can reach it.
+/// The right to serve a socket, and to work on the volumes behind it: one process has it at a time, for as
+/// long as it keeps this.
+pub struct Sole {
+    socket: PathBuf,
+    _lock: File,
+}
+
+impl Sole {
+    /// Waits until no other process has the right (R10): in an upgrade two are there for a moment, and the
+    /// one that goes takes its socket away when it has drained.
     ///
-    /// A folder that is not there is made; one that others may write to is refused, since they could
-    /// put a socket of theirs in its place.
+    /// A folder of the socket that is not there is made; one that others may write to is refused, since
+    /// they could put a socket of theirs in its place.
     ///
     /// # Errors
     /// Names the socket and what is in the way.
-    pub fn bind(socket: &Path) -> Result<Self, SocketError> {
+    pub async fn of(socket: &Path) -> Result<Self, SocketError> {
         let failed = |problem: String| SocketError {
             socket: socket.to_owned(),
             problem,
@@ -65,8 +79,26 @@ impl CsiServer {
             .recursive(true)
             .create(folder)
             .map_err(io)?;
+        close_folder(socket, folder).map_err(failed)?;
+        Ok(Self {
+            socket: socket.to_owned(),
+            _lock: lock(socket).await.map_err(io)?,
+        })
+    }
+}
+
+impl CsiServer {
+    /// Takes the socket: nobody but root and our own user can reach it.
+    ///
+    /// # Errors
+    /// Names the socket and what is in the way.
+    pub fn bind(sole: &Sole) -> Result<Self, SocketError> {
+        let socket = sole.socket.as_path();
+        let io = |error: io::Error| SocketError {
+            socket: socket.to_owned(),
+            problem: error.to_string(),
+        };
         remove_stale(socket).map_err(io)?;
-        close_folder(folder).map_err(failed)?;
         // The umask makes it 0700 at once; nobody can connect in between.
         let listener = UnixListener::bind(socket).map_err(io)?;
         fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(io)?;
@@ -127,6 +159,42 @@ impl CsiServer {
     }
 }
 
+/// The file beside the socket that the process locks which serves it.
+fn lock_file(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    path.into()
+}
+
+/// Waits for the lock. The kernel takes it from a process that dies, whatever it dies of. The file stays:
+/// one that was removed and made anew would be another lock.
+async fn lock(socket: &Path) -> io::Result<File> {
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(lock_file(socket))?;
+    let mut waited = false;
+    loop {
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if !waited {
+            warn!(socket = %socket.display(), "another driver process has not ended yet: waiting for it");
+            waited = true;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    if waited {
+        info!(socket = %socket.display(), "the other driver process has ended");
+    }
+    Ok(lock)
+}
+
 /// An earlier process may have left its socket behind; anything else is not ours to remove.
 fn remove_stale(socket: &Path) -> io::Result<()> {
     match fs::symlink_metadata(socket) {
@@ -137,12 +205,16 @@ fn remove_stale(socket: &Path) -> io::Result<()> {
     }
 }
 
-/// A folder that has nothing but our socket is closed to others; one that is shared with other files
-/// is left as it is, if others cannot write to it.
-fn close_folder(folder: &Path) -> Result<(), String> {
+/// A folder that has nothing but our socket and its lock is closed to others; one that is shared with
+/// other files is left as it is, if others cannot write to it.
+fn close_folder(socket: &Path, folder: &Path) -> Result<(), String> {
     let text = |error: io::Error| error.to_string();
     let found = fs::metadata(folder).map_err(text)?;
-    if fs::read_dir(folder).map_err(text)?.next().is_none() {
+    let lock = lock_file(socket);
+    let ours = [socket.file_name(), lock.file_name()];
+    let is_ours = |name: &OsStr| ours.contains(&Some(name));
+    let mut entries = fs::read_dir(folder).map_err(text)?;
+    if entries.all(|entry| entry.is_ok_and(|entry| is_ours(&entry.file_name()))) {
         let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
     } else if found.mode() & 0o022 != 0 {
         return Err("others can write to its folder: put it into a folder of its own".into());

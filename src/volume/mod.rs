@@ -1,7 +1,8 @@
 //! The edge to the kernel: what the core may ask of the node, and nothing else touches a target path.
 //!
 //! Everything here blocks; callers stay off the async threads. Whoever calls holds the volume's turn:
-//! two operations on one target never overlap.
+//! two operations on one target never overlap. That another process has not got one either is the
+//! kernel's to say: whoever changes a volume has a lock on its folder, for as long as that takes.
 
 mod generation;
 mod mount;
@@ -11,7 +12,7 @@ mod target;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::{AtFlags, FlockOperation, Mode};
 use rustix::io::Errno;
 use tracing::warn;
 
@@ -206,6 +207,7 @@ impl Volumes {
 
         let parent = target.open_parent()?;
         let parent = parent.ok_or_else(|| VolumeError::NoParent(target.clone()))?;
+        alone(target, &parent)?;
         let made = match rustix::fs::mkdirat(&parent, target.leaf(), Mode::from_bits_retain(0o750))
         {
             Ok(()) => true,
@@ -253,7 +255,7 @@ impl Volumes {
         payload: &Payload,
         record: &Record,
     ) -> Result<Outcome, VolumeError> {
-        let root = self.open_volume(target)?;
+        let (root, _alone) = self.open_volume_alone(target)?;
         let outcome =
             generation::replace(&root, payload).map_err(|errno| target.failed("rotate", errno))?;
         if outcome == Outcome::Rotated {
@@ -271,7 +273,7 @@ impl Volumes {
     /// # Errors
     /// As [`Self::rotate`].
     pub fn sweep(&self, target: &TargetPath) -> Result<Outcome, VolumeError> {
-        let root = self.open_volume(target)?;
+        let (root, _alone) = self.open_volume_alone(target)?;
         generation::sweep(&root).map_err(|errno| target.failed("sweep", errno))
     }
 
@@ -283,6 +285,7 @@ impl Volumes {
         let Some(parent) = target.open_parent()? else {
             return Ok(());
         };
+        alone(target, &parent)?;
         while let Some(found) = target.open_in(&parent)? {
             let seen = mount::look(&found).map_err(|errno| target.failed("look at", errno))?;
             if !seen.mount_root {
@@ -300,6 +303,14 @@ impl Volumes {
             )),
             Err(errno) => Err(target.failed("remove the folder of", errno)),
         }
+    }
+
+    /// Whether a container mounts something of the volume by subPath: the kubelet binds those in folders
+    /// of the pod. Such a container keeps the file of its start for ever.
+    #[must_use]
+    pub fn is_mounted_by_subpath(&self, target: &TargetPath) -> bool {
+        let folder = target.subpaths(&self.rules);
+        folder.is_some_and(|folder| folder.exists())
     }
 
     /// How full a volume is.
@@ -335,16 +346,41 @@ impl Volumes {
         swept.count()
     }
 
-    /// Opens the root of a volume, once it is certain that it is one: a tmpfs, and ours.
+    /// Opens the root of a volume to change it, and nobody else does until the second descriptor goes.
+    fn open_volume_alone(&self, target: &TargetPath) -> Result<(OwnedFd, OwnedFd), VolumeError> {
+        let parent = target.open_parent()?;
+        let parent = parent.ok_or_else(|| VolumeError::NotMounted(target.clone()))?;
+        alone(target, &parent)?;
+        Ok((self.open_volume_in(target, &parent)?, parent))
+    }
+
     fn open_volume(&self, target: &TargetPath) -> Result<OwnedFd, VolumeError> {
+        let parent = target.open_parent()?;
+        let parent = parent.ok_or_else(|| VolumeError::NotMounted(target.clone()))?;
+        self.open_volume_in(target, &parent)
+    }
+
+    /// Opens the root of a volume, once it is certain that it is one: a tmpfs, and ours.
+    fn open_volume_in(
+        &self,
+        target: &TargetPath,
+        parent: &OwnedFd,
+    ) -> Result<OwnedFd, VolumeError> {
         let gone = || VolumeError::NotMounted(target.clone());
-        let parent = target.open_parent()?.ok_or_else(gone)?;
-        let root = target.open_in(&parent)?.ok_or_else(gone)?;
+        let root = target.open_in(parent)?.ok_or_else(gone)?;
         match self.look(target, &root)? {
             State::Complete(_) => Ok(root),
             State::Absent => Err(gone()),
         }
     }
+}
+
+/// Waits until no other process changes the volume whose folder the kubelet made is `parent` (R10), and
+/// keeps others waiting until that descriptor is closed. It is no file of a container's that is locked:
+/// none of them can reach that folder.
+fn alone(target: &TargetPath, parent: &OwnedFd) -> Result<(), VolumeError> {
+    rustix::io::retry_on_intr(|| rustix::fs::flock(parent, FlockOperation::LockExclusive))
+        .map_err(|errno| target.failed("lock", errno))
 }
 
 impl Outcome {

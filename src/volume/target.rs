@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use coffer_provider::clean_text;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -83,8 +84,10 @@ impl TargetRules {
 fn names_below<'a>(path: &'a str, folder: &Path) -> Option<Vec<&'a str>> {
     let below = path.strip_prefix(folder.to_str()?)?.strip_prefix('/')?;
     let names: Vec<_> = below.split('/').collect();
-    let plain = |name: &&str| !matches!(*name, "" | "." | "..") && !name.contains('\0');
-    names.iter().all(plain).then_some(names)
+    // What a terminal would not show (NUL too) is in no name that the kubelet gives, and would be in logs.
+    let shown = clean_text(below, usize::MAX) == below;
+    let plain = |name: &&str| !matches!(*name, "" | "." | "..");
+    (shown && names.iter().all(plain)).then_some(names)
 }
 
 impl TargetPath {
@@ -92,6 +95,13 @@ impl TargetPath {
     #[must_use]
     pub fn pod_uid(&self) -> Option<&str> {
         self.pod_uid.as_deref()
+    }
+
+    /// Where the kubelet binds what containers mount of the volume by subPath.
+    pub(super) fn subpaths(&self, rules: &TargetRules) -> Option<PathBuf> {
+        let pod = rules.pods.join(self.pod_uid.as_deref()?);
+        let volume = self.parent.rsplit('/').next()?;
+        Some(pod.join("volume-subpaths").join(volume))
     }
 
     /// The last name, below the folder of [`Self::open_parent`].
@@ -209,6 +219,9 @@ mod tests {
             "/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/../mount",
             "/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/./mount",
             "/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/v\0/mount",
+            "/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/v\n/mount",
+            "/var/lib/kubelet/pods/u\u{1b}[31m/volumes/kubernetes.io~csi/v/mount",
+            "/var/lib/kubelet/pods/u\u{202e}/volumes/kubernetes.io~csi/v/mount",
             "/var/lib/kubelet/pods2/u/volumes/kubernetes.io~csi/v/mount",
             "/var/lib/kubelet//pods/u/volumes/kubernetes.io~csi/v/mount",
             "/etc/../var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/v/mount",

@@ -161,12 +161,25 @@ impl Node {
 
     /// Starts the driver, and waits until it answers.
     pub(crate) async fn run(&mut self) {
+        let driver = self.spawn();
+        self.driver = Some(driver);
+        self.answers().await;
+    }
+
+    /// Another process of the driver beside the one that there is, as in an upgrade; from now on it is
+    /// the one of this node. Gives the one before.
+    pub(crate) fn run_another(&mut self) -> Child {
+        let another = self.spawn();
+        self.driver.replace(another).unwrap()
+    }
+
+    fn spawn(&self) -> Child {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.log_file())
             .unwrap();
-        let driver = Command::new(env!("CARGO_BIN_EXE_coffer"))
+        Command::new(env!("CARGO_BIN_EXE_coffer"))
             .arg("node")
             .arg(format!(
                 "--endpoint=unix://{}",
@@ -193,8 +206,11 @@ impl Node {
             .stderr(log)
             .stdin(Stdio::null())
             .spawn()
-            .unwrap();
-        self.driver = Some(driver);
+            .unwrap()
+    }
+
+    /// Waits until the driver answers.
+    pub(crate) async fn answers(&mut self) {
         let start = Instant::now();
         while self.kubelet.node().await.is_err() {
             let exited = self.driver.as_mut().unwrap().try_wait().unwrap();

@@ -13,6 +13,7 @@
 
 mod audit;
 mod bad_input;
+mod handover;
 mod harness;
 mod identities;
 mod lifecycle;

@@ -9,10 +9,12 @@ use coffer::payload::{Limits, Payload};
 use coffer::volume::{Outcome, TargetPath, VolumeError, Volumes};
 use nix::errno::Errno;
 
+use crate::crash::publish;
 use crate::harness::{
     Node, grace_passes, in_a_user_namespace, internal_names, mounts_at, path, payload, prepare,
     read_all, record, rotate, rules, visible, wanted,
 };
+use crate::points::{How, is_looked_at, tell};
 use crate::tracer::{Traced, folder, traced};
 
 /// The calls that can run out of something. What allocates memory for the process itself is not among
@@ -21,6 +23,7 @@ const FALLIBLE: &[i64] = &[
     libc::SYS_fchmod,
     libc::SYS_fchown,
     libc::SYS_fgetxattr,
+    libc::SYS_flock,
     libc::SYS_fsconfig,
     libc::SYS_fsetxattr,
     libc::SYS_fsmount,
@@ -52,6 +55,8 @@ const ERRORS: &[(Errno, &str)] = &[
     (Errno::ENOMEM, "NodeExhausted"),
     (Errno::EMFILE, "NodeExhausted"),
     (Errno::EIO, "NodeFailure"),
+    // It is taken up again where that is without danger, and reported like any other where it is not.
+    (Errno::EINTR, "NodeFailure"),
 ];
 
 #[test]
@@ -60,13 +65,15 @@ fn rule_w5_a_mount_that_the_kernel_refuses_anywhere_leaves_nothing_and_works_the
     let test =
         rule_w5_a_mount_that_the_kernel_refuses_anywhere_leaves_nothing_and_works_the_next_time;
     if let Some((volumes, target)) = in_the_traced_process() {
-        return exit_with(traced(|| {
-            volumes.mount(&target, &second(), &record("second"))
-        }));
+        return exit_with(traced(|| publish(&volumes, &target, &second())));
     }
     let node = Node::new();
     let target = node.prepare("pod");
-    let points = with_every_error(test, &node, |_, point| {
+    let points = with_every_error(test, &node, |told, _, point| {
+        if told == "Ok" {
+            assert_eq!(visible(&target), wanted(&second()), "{point}");
+            return node.restarted().unmount(&target).unwrap();
+        }
         assert!(mounts_at(&target).is_empty(), "{point}");
         assert!(!path(&target).exists(), "{point}");
         let again = node.volumes.mount(&target, &second(), &record("second"));
@@ -74,7 +81,7 @@ fn rule_w5_a_mount_that_the_kernel_refuses_anywhere_leaves_nothing_and_works_the
         assert_eq!(visible(&target), wanted(&second()), "{point}");
         node.volumes.unmount(&target).unwrap();
     });
-    println!("  mount: {points} points");
+    tell(How::Refused, "a mount", points);
 }
 
 #[test]
@@ -94,7 +101,8 @@ fn rule_w5_a_rotation_that_the_kernel_refuses_anywhere_keeps_the_old_contents() 
     }
     let node = Node::new();
     let target = node.prepare("pod");
-    let points = with_every_error(test, &node, |switched, point| {
+    let points = with_every_error(test, &node, |told, switched, point| {
+        let switched = switched || told == "Ok";
         // What fails after the switch is made good later; it does not turn the contents back.
         let expected = if switched { second() } else { first() };
         let present = read_all(&path(&target).join("..data"));
@@ -123,19 +131,50 @@ fn rule_w5_a_rotation_that_the_kernel_refuses_anywhere_keeps_the_old_contents() 
         }
         next.unmount(&target).unwrap();
     });
-    println!("  rotation: {points} points");
+    tell(How::Refused, "a rotation", points);
+}
+
+#[test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+fn rule_w5_an_unmount_that_the_kernel_refuses_anywhere_says_so_and_works_the_next_time() {
+    let test = rule_w5_an_unmount_that_the_kernel_refuses_anywhere_says_so_and_works_the_next_time;
+    if let Some((volumes, target)) = in_the_traced_process() {
+        volumes.mount(&target, &first(), &record("first")).unwrap();
+        let unmounted = traced(|| volumes.unmount(&target));
+        return exit_with(unmounted.map(|()| Outcome::Unchanged));
+    }
+    let node = Node::new();
+    let target = node.prepare("pod");
+    let points = with_every_error(test, &node, |told, _, point| {
+        if told == "Ok" {
+            assert!(
+                !path(&target).exists(),
+                "{point}: OK, and something is left"
+            );
+        } else if !mounts_at(&target).is_empty() {
+            assert_eq!(visible(&target), wanted(&first()), "{point}");
+        }
+        node.restarted().unmount(&target).unwrap();
+        assert!(mounts_at(&target).is_empty(), "{point}");
+        assert!(!path(&target).exists(), "{point}");
+    });
+    tell(How::Refused, "an unmount", points);
 }
 
 /// Lets the first fallible call of the operation of `test` fail in every way, then the second one, and
-/// so on, and looks at what it left each time: told whether the switch had come by then.
+/// so on, and looks at what it left each time: told what the operation said, and whether the switch had
+/// come before.
 fn with_every_error(
     test: impl Fn() + Copy,
     node: &Node,
-    mut look: impl FnMut(bool, &str),
+    mut look: impl FnMut(&str, bool, &str),
 ) -> usize {
     let mut points = 0;
     for nth in 0.. {
-        for (errno, reason) in ERRORS {
+        for (which, (errno, reason)) in ERRORS.iter().enumerate() {
+            if !is_looked_at(nth * ERRORS.len() + which) {
+                continue;
+            }
             let traced = Traced::start(test, node.folder());
             let Some((call, switched)) = go_to(&traced, nth) else {
                 traced.kill();
@@ -145,9 +184,11 @@ fn with_every_error(
             };
             traced.fail(*errno);
             let point = format!("{errno} at fallible call {nth}, of number {call}");
-            let told = traced.finish();
-            assert_eq!(REASONS.get(told as usize), Some(reason), "{point}");
-            look(switched, &point);
+            let told = REASONS.get(traced.finish() as usize);
+            let told = *told.unwrap_or_else(|| panic!("{point}: another reason"));
+            // What is only looked at in passing may fail without harm; then all must be well.
+            assert!(told == *reason || told == "Ok", "{point}: {told}");
+            look(told, switched, &point);
             points += 1;
         }
     }

@@ -263,8 +263,6 @@ fn rule_t14_characters_of_a_shell_mean_themselves() {
         "$HOME",
         "~",
         "a b",
-        "a\tb",
-        "a\nb",
         "'",
         "\"",
         "\\",

@@ -33,6 +33,8 @@ struct Arguments {
 enum Chore {
     /// Formatting, lints and every test that needs no cluster; installs what they need
     Test,
+    /// Kills the driver, and lets the kernel refuse, at every system call in turn; a sample of it is in `test`
+    Sweep,
     /// The tests of the chart alone
     Chart {
         /// Writes the manifests that are checked in anew
@@ -72,6 +74,7 @@ enum ClusterChore {
 fn main() -> ExitCode {
     let done = match Arguments::parse().chore {
         Chore::Test => return test::run(),
+        Chore::Sweep => return test::sweep(),
         Chore::Chart { update } => return test::chart(update),
         Chore::Soak { minutes } => return test::soak(minutes),
         Chore::Image { profile } => image::run(&profile),

@@ -5,6 +5,7 @@
 mod namespace;
 mod parts;
 mod report;
+mod sweep;
 
 use std::env;
 use std::io::{BufRead as _, BufReader, PipeReader, pipe};
@@ -22,6 +23,7 @@ use crate::cluster::cache::Cache;
 use crate::tally::Tally;
 use crate::workspace;
 use report::Report;
+pub(crate) use sweep::run as sweep;
 
 /// Names the binary of csi-sanity to the tests.
 const CSI_SANITY: &str = "COFFER_CSI_SANITY";

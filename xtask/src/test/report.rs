@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::sweep::Points;
 use crate::tally::Counts;
 
 /// The reason that tests give who are left out unless they are in a mount namespace.
@@ -17,12 +18,15 @@ pub(super) struct Report {
     pub(super) need_namespace: Vec<String>,
     /// And where they are: cargo's flags for their binaries.
     pub(super) targets: BTreeSet<String>,
+    /// What sweeps have told.
+    pub(super) points: Points,
     target: String,
 }
 
 impl Report {
     pub(super) fn read(&mut self, line: &str) {
         let line = line.trim();
+        self.points.read(line);
         if let Some(running) = line.strip_prefix("Running ") {
             self.target = target(running).unwrap_or_default();
         } else if let Some((_, result)) = line.split_once("test result: ") {
