@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::{fs, io};
 
 use coffer_proto::csi::identity_server::IdentityServer;
 use coffer_proto::csi::node_server::NodeServer;
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::Stream;
@@ -82,7 +82,7 @@ impl Sole {
         close_folder(socket, folder).map_err(failed)?;
         Ok(Self {
             socket: socket.to_owned(),
-            _lock: lock(socket).await.map_err(io)?,
+            _lock: lock(socket, folder).await.map_err(io)?,
         })
     }
 }
@@ -159,23 +159,10 @@ impl CsiServer {
     }
 }
 
-/// The file beside the socket that the process locks which serves it.
-fn lock_file(socket: &Path) -> PathBuf {
-    let mut path = socket.as_os_str().to_owned();
-    path.push(".lock");
-    path.into()
-}
-
-/// Waits for the lock. The kernel takes it from a process that dies, whatever it dies of. The file stays:
-/// one that was removed and made anew would be another lock.
-async fn lock(socket: &Path) -> io::Result<File> {
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-        .open(lock_file(socket))?;
+/// Waits for the lock on the folder of the socket: CSI allows no other file beside a socket. The kernel
+/// takes the lock from a process that dies, whatever it dies of.
+async fn lock(socket: &Path, folder: &Path) -> io::Result<File> {
+    let lock = File::open(folder)?;
     let mut waited = false;
     loop {
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -205,14 +192,12 @@ fn remove_stale(socket: &Path) -> io::Result<()> {
     }
 }
 
-/// A folder that has nothing but our socket and its lock is closed to others; one that is shared with
+/// A folder that has nothing but our socket is closed to others; one that is shared with
 /// other files is left as it is, if others cannot write to it.
 fn close_folder(socket: &Path, folder: &Path) -> Result<(), String> {
     let text = |error: io::Error| error.to_string();
     let found = fs::metadata(folder).map_err(text)?;
-    let lock = lock_file(socket);
-    let ours = [socket.file_name(), lock.file_name()];
-    let is_ours = |name: &OsStr| ours.contains(&Some(name));
+    let is_ours = |name: &OsStr| socket.file_name() == Some(name);
     let mut entries = fs::read_dir(folder).map_err(text)?;
     if entries.all(|entry| entry.is_ok_and(|entry| is_ours(&entry.file_name()))) {
         let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
