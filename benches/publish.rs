@@ -246,6 +246,7 @@ fn core(folder: &Path) -> Costs {
     let payloads: Vec<_> = ["one", "two"].map(payload).into();
     let record = Record {
         layout: LAYOUT,
+        immutable: false,
         class: "c".repeat(64),
         objects: BTreeMap::new(),
     };
@@ -335,6 +336,7 @@ impl Driver {
             rules: rules(folder),
             token_source: TokenSource::Secrets,
             limits: Limits::default(),
+            bounds: Default::default(),
             cache: Default::default(),
             classes: None,
             kubeconfig: None,

@@ -26,7 +26,7 @@ use crate::clock;
 use crate::error::PublishError;
 use crate::flight::{Answer, Flight, Item, Outcome, ReadFailure};
 use crate::identity::{Identity, Requester};
-use crate::pacer::{Pacer, Rate, Urgency};
+use crate::pacer::{self, Pacer, Rate, Urgency};
 use crate::schedule::{self, Strategy};
 use crate::spec::{VolumeSource, VolumeSpec};
 use crate::telemetry::Metrics;
@@ -48,6 +48,10 @@ pub struct Settings {
     pub bytes: usize,
     /// How fast one store is asked.
     pub rate: Rate,
+    /// How many requests one store has at one time.
+    pub slots: usize,
+    /// How many first mounts wait for one store.
+    pub queue: usize,
     /// Moves the schedule of this node against that of others.
     pub seed: u64,
 }
@@ -57,6 +61,8 @@ impl Default for Settings {
         Self {
             bytes: 32 << 20,
             rate: Rate::default(),
+            slots: pacer::SLOTS,
+            queue: pacer::QUEUE,
             seed: 0,
         }
     }
@@ -225,13 +231,19 @@ struct Part {
 struct Wanted {
     key: Arc<Key>,
     object: ObjectRef,
+    /// The volume can do without it where the store does not have it.
+    optional: bool,
     /// Its name in the record of the volume.
     recorded_as: String,
 }
 
+/// An object as a volume gets it: nothing, where the store does not have it and the volume can do without.
+pub type Given = Option<Secret>;
+
 /// What the cache has for a volume.
 pub enum Look {
-    /// These versions, by the names of the objects in the record of the volume.
+    /// These versions, by the names of the objects in the record of the volume. Objects that their stores
+    /// do not have are not among them.
     Versions(BTreeMap<String, Version>),
     /// Something has not been read yet: the subscriber is told when it is.
     Waiting,
@@ -348,6 +360,7 @@ impl Part {
                 share_all,
             }),
             object: object.clone(),
+            optional: source.can_lack(object),
             recorded_as: source.object_key(object),
         };
         Self {
@@ -366,14 +379,14 @@ impl Subscription {
     ///
     /// # Errors
     /// The first object that could not be read.
-    pub async fn read(&self) -> Result<Vec<Vec<Secret>>, PublishError> {
+    pub async fn read(&self) -> Result<Vec<Vec<Given>>, PublishError> {
         let requester = self.subscriber.requester();
         let callers: Vec<Caller> = self
             .parts
             .iter()
             .map(|part| requester.caller(&*part.source))
             .collect::<Result<_, _>>()?;
-        let mut answers: Vec<Vec<Option<Secret>>> = self
+        let mut answers: Vec<Vec<Option<Given>>> = self
             .parts
             .iter()
             .map(|part| vec![None; part.objects.len()])
@@ -395,7 +408,7 @@ impl Subscription {
     fn plan(
         &self,
         callers: &[Caller],
-        answers: &mut [Vec<Option<Secret>>],
+        answers: &mut [Vec<Option<Given>>],
     ) -> Result<Vec<Arc<Flight>>, PublishError> {
         let now = clock::now();
         let mut state = self.cache.state();
@@ -412,11 +425,10 @@ impl Subscription {
                 entry.used = used;
                 if let Some(fresh) = entry.fresh(part.strategy.ttl(), now) {
                     self.cache.metrics.cache_hits.inc();
-                    *answer = Some(fresh);
+                    *answer = Some(Some(fresh));
                 } else if let Some(failed) = entry.failed.as_ref().filter(|f| now < f.until) {
                     let error = failed.error.clone();
-                    let kept = self.stale(entry, part, &error, now);
-                    *answer = Some(kept.ok_or_else(|| provider_error(part, error))?);
+                    *answer = Some(self.instead(entry, part, wanted, &error, now)?);
                 } else if let Some(flight) = entry.in_flight() {
                     flights.push(flight);
                 } else {
@@ -436,7 +448,7 @@ impl Subscription {
     fn take(
         &self,
         outcomes: &HashMap<Arc<Key>, Outcome>,
-        answers: &mut [Vec<Option<Secret>>],
+        answers: &mut [Vec<Option<Given>>],
     ) -> Result<(), PublishError> {
         let now = clock::now();
         let mut state = self.cache.state();
@@ -445,12 +457,11 @@ impl Subscription {
                 let key = self.effective(&state, wanted);
                 match outcomes.get(&key) {
                     Some(Outcome::Read(secret)) => {
-                        answer.get_or_insert_with(|| secret.clone());
+                        answer.get_or_insert_with(|| Some(secret.clone()));
                     }
                     Some(Outcome::Failed(ReadFailure::Store(error))) if answer.is_none() => {
                         let entry = state.entry(&key);
-                        let kept = self.stale(entry, part, error, now);
-                        *answer = Some(kept.ok_or_else(|| provider_error(part, error.clone()))?);
+                        *answer = Some(self.instead(entry, part, wanted, error, now)?);
                     }
                     Some(Outcome::Failed(ReadFailure::QueueFull)) if answer.is_none() => {
                         return Err(PublishError::QueueFull {
@@ -463,6 +474,23 @@ impl Subscription {
             }
         }
         Ok(())
+    }
+
+    /// What the volume gets where the store has failed.
+    fn instead(
+        &self,
+        entry: &Entry,
+        part: &Part,
+        wanted: &Wanted,
+        error: &ProviderError,
+        now: Instant,
+    ) -> Result<Given, PublishError> {
+        if wanted.is_lacking(error) {
+            return Ok(None);
+        }
+        let kept = self.stale(entry, part, error, now);
+        kept.map(Some)
+            .ok_or_else(|| provider_error(part, error.clone()))
     }
 
     /// The last answer, where the store is away and the class takes an older one.
@@ -501,6 +529,7 @@ impl Subscription {
                 let key = self.effective(&state, wanted);
                 let entry = state.entry(&key);
                 match (&entry.failed, &entry.held) {
+                    (Some(failed), _) if wanted.is_lacking(&failed.error) => {}
                     (Some(failed), _) => {
                         return Look::Failing(provider_error(part, failed.error.clone()));
                     }
@@ -517,7 +546,7 @@ impl Subscription {
     /// Every value, without asking anybody: `None` if one had to make room. It is read again then, and the
     /// subscriber is told.
     #[must_use]
-    pub fn values(&self) -> Option<Vec<Vec<Secret>>> {
+    pub fn values(&self) -> Option<Vec<Vec<Given>>> {
         let now = clock::now();
         let mut state = self.cache.state();
         let mut whole = true;
@@ -529,8 +558,12 @@ impl Subscription {
                 let used = state.tick();
                 let entry = state.entry(&key);
                 entry.used = used;
+                let failed = entry.failed.as_ref();
                 match entry.held.as_ref().and_then(|held| held.left(now)) {
-                    Some(secret) => secrets.push(secret),
+                    _ if failed.is_some_and(|failed| wanted.is_lacking(&failed.error)) => {
+                        secrets.push(None);
+                    }
+                    Some(secret) => secrets.push(Some(secret)),
                     None => {
                         entry.held = None;
                         state.set_due(&key, Some(now));
@@ -692,6 +725,13 @@ fn provider_error(part: &Part, error: ProviderError) -> PublishError {
     PublishError::Provider {
         provider: part.provider.to_owned(),
         error,
+    }
+}
+
+impl Wanted {
+    /// Whether it is left out of the volume for this. A store that says no is not one that has nothing.
+    fn is_lacking(&self, error: &ProviderError) -> bool {
+        self.optional && error.kind() == ErrorKind::NotFound
     }
 }
 
@@ -920,7 +960,8 @@ impl Inner {
                 true => Rate::UNLIMITED,
                 false => self.settings.rate,
             };
-            Arc::new(Pacer::new(rate))
+            let Settings { slots, queue, .. } = self.settings;
+            Arc::new(Pacer::new(rate, slots, queue))
         });
         pacer.clone()
     }

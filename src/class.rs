@@ -13,12 +13,11 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::encoding::Encoding;
 use crate::volume_path::VolumePath;
 
 const GROUP: &str = "secrets-store.csi.x-k8s.io/";
 const KIND: &str = "SecretProviderClass";
-/// Most bytes in all parameters of a class.
-const MAX_PARAMETERS: usize = 64 * 1024;
 
 /// Where a class is found: it can only be named by pods of its own Namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +45,10 @@ pub struct SecretProviderClass {
     pub items: Vec<Item>,
     /// The mode of files without one of their own.
     pub default_mode: Mode,
+    /// Whether objects that a store does not have are left out.
+    pub optional: bool,
+    /// Whether a volume keeps what it had when it was mounted.
+    pub immutable: bool,
     /// When changes in the stores reach the volumes.
     pub refresh: Refresh,
     /// Who shares answers of the stores, where the class says so.
@@ -149,6 +152,13 @@ pub struct Item {
     /// Its mode, instead of the default one.
     #[serde(default)]
     pub mode: Option<Mode>,
+    /// Leaves the file out where the store does not have the object, or the object has not got the key.
+    #[serde(default)]
+    pub optional: bool,
+    /// What the store has is written like this, and the file gets what that stands for; without it, the
+    /// file gets what the store has, byte for byte.
+    #[serde(default)]
+    pub encoding: Option<Encoding>,
 }
 
 /// Permission bits of a file, 0 to 0777.
@@ -199,7 +209,7 @@ pub struct ClassError {
 }
 
 impl ClassError {
-    fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+    pub(crate) fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
         // Keys of the class are in both, and nothing in them may forge a line of a log.
         Self {
             field: clean_text(&field.into(), 256),
@@ -250,6 +260,14 @@ pub(crate) struct Spec {
     /// The mode of files without one of their own, 0644 if not given.
     #[serde(default)]
     default_mode: Option<Mode>,
+    /// Leaves out objects and keys that a store does not have, and the volume is empty where it has none.
+    /// The files appear when the store has them, and go when it does not any more.
+    #[serde(default)]
+    optional: bool,
+    /// A volume keeps what it had when it was mounted: its stores are not asked again, and a change of
+    /// the class does not reach it. Make the pod anew for a change. Not for secrets with a lease.
+    #[serde(default)]
+    immutable: bool,
     /// When changes in the stores reach the volumes.
     #[serde(default)]
     refresh: Option<RefreshSpec>,
@@ -374,6 +392,7 @@ impl SecretProviderClass {
             SharingSpec::Pod => Sharing::Pod,
         });
         let items = spec.items.clone();
+        let (optional, immutable) = (spec.optional, spec.immutable);
         let sources = sources(spec)?;
         check_items(&items, &sources)?;
         Ok(Self {
@@ -381,6 +400,8 @@ impl SecretProviderClass {
             sources,
             items,
             default_mode,
+            optional,
+            immutable,
             refresh,
             sharing,
             refresh_mark: None,
@@ -462,15 +483,6 @@ fn sources(spec: Spec) -> Result<Vec<Source>, ClassError> {
                 field("name"),
                 "is the name of another source",
             ));
-        }
-        let size: usize = source
-            .parameters
-            .iter()
-            .map(|(k, v)| k.len() + v.len())
-            .sum();
-        if size > MAX_PARAMETERS {
-            let problem = format!("has {size} bytes, {MAX_PARAMETERS} are allowed");
-            return Err(ClassError::new(field("parameters"), problem));
         }
     }
     Ok(sources)
@@ -775,20 +787,32 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_bounded() {
-        let at = |size: usize| {
-            one(&format!(
-                "provider: a\nparameters: {{p: {}}}",
-                "x".repeat(size - 1)
-            ))
-        };
-        assert!(at(MAX_PARAMETERS - 1).is_ok());
-        assert!(at(MAX_PARAMETERS).is_ok());
-        let error = at(MAX_PARAMETERS + 1).expect_err("too large");
-        assert_eq!(
-            error.to_string(),
-            "spec.parameters: has 65537 bytes, 65536 are allowed"
-        );
+    fn optional_immutable_and_encoding_are_off_unless_they_are_said() {
+        let class = one("provider: a\nitems: [{object: x, path: x}]").expect("good");
+        assert!(!class.optional && !class.immutable && !class.items[0].optional);
+        assert_eq!(class.items[0].encoding, None);
+        let class = one("provider: a\noptional: true\nimmutable: true\n\
+             items: [{object: x, path: x, optional: true, encoding: hex}]")
+        .expect("good");
+        assert!(class.optional && class.immutable && class.items[0].optional);
+        assert_eq!(class.items[0].encoding, Some(Encoding::Hex));
+        for (spec, message) in [
+            ("optional: 1", "spec.optional: invalid type"),
+            ("immutable: \"true\"", "spec.immutable: invalid type"),
+            (
+                "items: [{object: x, path: x, optional: maybe}]",
+                "spec.items[0].optional: invalid type",
+            ),
+            (
+                "items: [{object: x, path: x, encoding: rot13}]",
+                "spec.items[0].encoding: unknown variant `rot13`, expected one of `utf-8`, `base64`, `hex`",
+            ),
+        ] {
+            let error = one(&format!("provider: a\n{spec}"))
+                .expect_err(spec)
+                .to_string();
+            assert!(error.starts_with(message), "{error}");
+        }
     }
 
     #[test]

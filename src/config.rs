@@ -4,13 +4,16 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tracing::Level;
 
 use crate::cache::Settings;
+use crate::catalog::PARAMETER_BYTES;
 use crate::pacer::Rate;
 use crate::payload::Limits;
+use crate::publish::STORE_DEADLINE;
 use crate::tokens::TokenSource;
 use crate::volume::TargetRules;
 
@@ -60,12 +63,45 @@ pub struct NodeArgs {
     pub token_source: TokenSource,
 
     /// Most bytes of secret values that are kept in memory
-    #[arg(long, env = "COFFER_CACHE_BYTES", default_value_t = 32 << 20)]
-    pub cache_bytes: usize,
+    #[arg(long, env = "COFFER_CACHE_BYTES", default_value = "32Mi", value_parser = quantity)]
+    pub cache_bytes: u64,
+
+    /// Most bytes of all volumes of the node, each with room for the generation that replaces the present
+    /// one. They count as memory of the driver's container, whose limit has to have room for them
+    #[arg(long, env = "COFFER_NODE_BUDGET", default_value = "64Mi", value_parser = quantity)]
+    pub node_budget: u64,
+
+    /// Most bytes of all files of one volume, 16Mi at most
+    #[arg(long, env = "COFFER_MAX_VOLUME_BYTES", default_value = "4Mi", value_parser = quantity)]
+    pub max_volume_bytes: u64,
+
+    /// Most files in one volume, 1024 at most
+    #[arg(long, env = "COFFER_MAX_VOLUME_FILES", default_value_t = 256)]
+    pub max_volume_files: usize,
+
+    /// Most bytes in the parameters of one source of a SecretProviderClass
+    #[arg(long, env = "COFFER_MAX_PARAMETER_BYTES", default_value = "64Ki", value_parser = quantity)]
+    pub max_parameter_bytes: u64,
+
+    /// Most bytes in one request of the kubelet
+    #[arg(long, env = "COFFER_MAX_REQUEST_BYTES", default_value = "4Mi", value_parser = quantity)]
+    pub max_request_bytes: u64,
+
+    /// Seconds that a first mount may take; less where the kubelet waits less
+    #[arg(long, env = "COFFER_PUBLISH_TIMEOUT", default_value_t = 60)]
+    pub publish_timeout: u64,
 
     /// Requests to one store in a second, in the long run; twice as many at once
     #[arg(long, env = "COFFER_STORE_RATE", default_value_t = 50)]
     pub store_rate: u32,
+
+    /// Requests to one store at one time; refreshes take half of them at most
+    #[arg(long, env = "COFFER_STORE_REQUESTS", default_value_t = 16)]
+    pub store_requests: usize,
+
+    /// First mounts that wait for one store; further ones are sent away
+    #[arg(long, env = "COFFER_STORE_QUEUE", default_value_t = 1000)]
+    pub store_queue: usize,
 
     /// How log lines look
     #[arg(long, env = "COFFER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -104,6 +140,8 @@ pub struct Config {
     pub token_source: TokenSource,
     /// What one volume may hold.
     pub limits: Limits,
+    /// What else is bounded.
+    pub bounds: Bounds,
     /// What the cache may hold and ask.
     pub cache: Settings,
     /// Where the classes are, if not in the cluster.
@@ -114,6 +152,44 @@ pub struct Config {
     pub file_root: Option<PathBuf>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+}
+
+/// What the node as a whole and single requests may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most bytes of all volumes, each with room for its next generation.
+    pub node_budget: u64,
+    /// Most bytes in the parameters of one source.
+    pub parameter_bytes: usize,
+    /// Most bytes in one CSI request.
+    pub request_bytes: usize,
+    /// How long a publish waits for its stores.
+    pub publish_timeout: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            node_budget: 64 << 20,
+            parameter_bytes: PARAMETER_BYTES,
+            request_bytes: 4 << 20,
+            publish_timeout: STORE_DEADLINE,
+        }
+    }
+}
+
+/// Bytes, as a number or with one of the units that Kubernetes has for memory.
+fn quantity(text: &str) -> Result<u64, String> {
+    let units = [("Ki", 10), ("Mi", 20), ("Gi", 30)];
+    let unit = units.iter().find_map(|(unit, shift)| {
+        let digits = text.strip_suffix(unit)?;
+        Some((digits, *shift))
+    });
+    let (digits, shift) = unit.unwrap_or((text, 0));
+    let number = Some(digits).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()));
+    number
+        .and_then(|digits| digits.parse::<u64>().ok()?.checked_mul(1 << shift))
+        .ok_or_else(|| "must be a number of bytes, or one with Ki, Mi or Gi".to_owned())
 }
 
 /// A setting that cannot be.
@@ -131,6 +207,7 @@ impl TryFrom<NodeArgs> for Config {
     fn try_from(args: NodeArgs) -> Result<Self, ConfigError> {
         Ok(Self {
             cache: cache(&args)?,
+            bounds: bounds(&args)?,
             socket: socket(&args.endpoint)?,
             node_id: node_id(args.node_id)?,
             driver_name: driver_name(args.driver_name)?,
@@ -142,7 +219,20 @@ impl TryFrom<NodeArgs> for Config {
                 },
             },
             token_source: args.token_source,
-            limits: Limits::default(),
+            limits: Limits {
+                bytes: within(
+                    "max-volume-bytes",
+                    args.max_volume_bytes,
+                    (1, 16 << 20),
+                    "must be between 1 and 16Mi",
+                )? as usize,
+                files: within(
+                    "max-volume-files",
+                    args.max_volume_files as u64,
+                    (1, 1024),
+                    "must be between 1 and 1024",
+                )? as usize,
+            },
             classes: args.classes,
             kubeconfig: args.kubeconfig,
             file_root: args.file_root,
@@ -152,20 +242,74 @@ impl TryFrom<NodeArgs> for Config {
 }
 
 fn cache(args: &NodeArgs) -> Result<Settings, ConfigError> {
-    if args.store_rate == 0 {
-        return Err(error("store-rate", "0", "must be 1 or more"));
+    for (flag, given) in [
+        ("store-rate", u64::from(args.store_rate)),
+        ("store-requests", args.store_requests as u64),
+        ("store-queue", args.store_queue as u64),
+    ] {
+        within(flag, given, (1, 1 << 20), "must be between 1 and 1048576")?;
     }
+    within(
+        "cache-bytes",
+        args.cache_bytes,
+        (0, 1 << 40),
+        "must be 1024Gi or less",
+    )?;
     // Nodes that start together do not ask together.
     let mut hasher = DefaultHasher::new();
     args.node_id.hash(&mut hasher);
     Ok(Settings {
-        bytes: args.cache_bytes,
+        bytes: args.cache_bytes as usize,
+        slots: args.store_requests,
+        queue: args.store_queue,
         rate: Rate {
             per_second: f64::from(args.store_rate),
             burst: f64::from(args.store_rate) * 2.0,
         },
         seed: hasher.finish(),
     })
+}
+
+fn bounds(args: &NodeArgs) -> Result<Bounds, ConfigError> {
+    Ok(Bounds {
+        node_budget: within(
+            "node-budget",
+            args.node_budget,
+            (1 << 20, 1 << 40),
+            "must be between 1Mi and 1024Gi",
+        )?,
+        parameter_bytes: within(
+            "max-parameter-bytes",
+            args.max_parameter_bytes,
+            (1 << 10, 1 << 20),
+            "must be between 1Ki and 1Mi",
+        )? as usize,
+        // A request without parameters has tokens, and each of those some KiB.
+        request_bytes: within(
+            "max-request-bytes",
+            args.max_request_bytes,
+            (64 << 10, 64 << 20),
+            "must be between 64Ki and 64Mi",
+        )? as usize,
+        publish_timeout: Duration::from_secs(within(
+            "publish-timeout",
+            args.publish_timeout,
+            (1, STORE_DEADLINE.as_secs()),
+            "must be between 1 and 60 seconds: one question to a store is given up after 60",
+        )?),
+    })
+}
+
+fn within(
+    flag: &'static str,
+    given: u64,
+    (least, most): (u64, u64),
+    problem: &'static str,
+) -> Result<u64, ConfigError> {
+    match (least..=most).contains(&given) {
+        true => Ok(given),
+        false => Err(error(flag, given.to_string(), problem)),
+    }
 }
 
 fn error(flag: &'static str, value: impl Into<String>, problem: &'static str) -> ConfigError {
@@ -275,6 +419,100 @@ mod tests {
         assert_eq!(config.driver_name, "secrets-store.csi.k8s.io");
         assert_eq!(config.rules.pods, Path::new("/var/lib/kubelet/pods"));
         assert_eq!(config.metrics.expect("on").port(), 8095);
+        let (limits, expected) = (config.limits, Limits::default());
+        assert_eq!(
+            (limits.bytes, limits.files),
+            (expected.bytes, expected.files)
+        );
+        assert_eq!(config.bounds, Bounds::default());
+        let (cache, expected) = (config.cache, Settings::default());
+        assert_eq!(
+            (cache.bytes, cache.rate, cache.slots, cache.queue),
+            (
+                expected.bytes,
+                expected.rate,
+                expected.slots,
+                expected.queue
+            )
+        );
+    }
+
+    #[test]
+    fn every_limit_has_a_range() {
+        for (flag, least, most, at) in [
+            (
+                "max-volume-bytes",
+                1,
+                16 << 20,
+                (|config| config.limits.bytes as u64) as fn(&Config) -> u64,
+            ),
+            ("max-volume-files", 1, 1024, |config| {
+                config.limits.files as u64
+            }),
+            ("node-budget", 1 << 20, 1 << 40, |config| {
+                config.bounds.node_budget
+            }),
+            ("max-parameter-bytes", 1 << 10, 1 << 20, |config| {
+                config.bounds.parameter_bytes as u64
+            }),
+            ("max-request-bytes", 64 << 10, 64 << 20, |config| {
+                config.bounds.request_bytes as u64
+            }),
+            ("publish-timeout", 1, 60, |config| {
+                config.bounds.publish_timeout.as_secs()
+            }),
+            ("store-rate", 1, 1 << 20, |config| {
+                config.cache.rate.per_second as u64
+            }),
+            ("store-requests", 1, 1 << 20, |config| {
+                config.cache.slots as u64
+            }),
+            ("store-queue", 1, 1 << 20, |config| {
+                config.cache.queue as u64
+            }),
+            ("cache-bytes", 1, 1 << 40, |config| {
+                config.cache.bytes as u64
+            }),
+        ] {
+            for good in [least, least + 1, most - 1, most] {
+                let config = config(&[&format!("--{flag}={good}")]).expect(flag);
+                assert_eq!(at(&config), good, "{flag}");
+            }
+            for bad in [least - 1, most + 1] {
+                if (flag, bad) == ("cache-bytes", 0) {
+                    // No value is kept at all.
+                    continue;
+                }
+                let error = config(&[&format!("--{flag}={bad}")]).expect_err(flag);
+                let start = format!("--{flag} \"{bad}\": must be ");
+                assert!(error.to_string().starts_with(&start), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_have_the_units_of_kubernetes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("64Ki", 64 << 10),
+            ("64Mi", 64 << 20),
+            ("2Gi", 2 << 30),
+        ] {
+            assert_eq!(quantity(text), Ok(bytes), "{text}");
+        }
+        for bad in [
+            "",
+            "Mi",
+            "-1",
+            "+1",
+            "1.5Gi",
+            "64M",
+            "64 Mi",
+            "99999999999Gi",
+        ] {
+            assert!(quantity(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

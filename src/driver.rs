@@ -50,7 +50,8 @@ pub async fn run_with(
     classes: Classes,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let volumes = Arc::new(Volumes::probe(config.rules.clone(), config.limits)?);
+    let volumes = Volumes::probe(config.rules.clone(), config.limits)?;
+    let volumes = Arc::new(volumes.with_budget(config.bounds.node_budget));
     if !volumes.noswap() {
         warn!(
             "this kernel has no noswap for tmpfs: secrets can be written to swap where there is swap"
@@ -63,6 +64,8 @@ pub async fn run_with(
     let Some(sole) = sole.transpose()? else {
         return Ok(());
     };
+    let budget = config.bounds.node_budget;
+    metrics.node_budget.set(budget as i64);
     let before = volumes.clone();
     let found = tokio::task::spawn_blocking(move || before.sweep_all()).await?;
     let server = CsiServer::bind(&sole)?;
@@ -76,18 +79,26 @@ pub async fn run_with(
     let looking = cache.clone();
     let looking_until = stop.clone();
     tokio::spawn(async move { looking.run(looking_until).await });
-    let publisher = Publisher::new(classes, catalog, cache.clone(), volumes, metrics.clone());
+    let catalog = catalog.with_parameter_bytes(config.bounds.parameter_bytes);
+    let publisher = Publisher::new(
+        classes,
+        catalog,
+        cache.clone(),
+        volumes.clone(),
+        metrics.clone(),
+    );
     let serve = server.serve(
         config.driver_name,
         config.node_id,
         config.token_source,
+        config.bounds,
         publisher,
         stop.clone(),
     );
     let served = match http {
         None => serve.await,
         Some(http) => {
-            let http = tokio::spawn(serve_http(http, metrics, cache, stop.clone()));
+            let http = tokio::spawn(serve_http(http, metrics, cache, volumes, stop.clone()));
             let served = serve.await;
             stop.cancel();
             let _ = http.await;
@@ -135,10 +146,12 @@ async fn serve_http(
     listener: TcpListener,
     metrics: Arc<Metrics>,
     cache: SecretCache,
+    volumes: Arc<Volumes>,
     stop: CancellationToken,
 ) {
     let scrape = move || {
         cache.measure();
+        metrics.volume_bytes.set(volumes.counted() as i64);
         let text = metrics.text();
         async { text }
     };

@@ -43,6 +43,8 @@ pub enum Reason {
     Unpublished,
     /// What lies at the target path is not ours to touch.
     TargetRefused,
+    /// The volume keeps what it has, though its class is another one now.
+    VolumeImmutable,
     /// Too many volumes wait for the store.
     QueueFull,
     /// The node has no room or no descriptors left.
@@ -73,6 +75,7 @@ impl Reason {
             Self::VolumeBusy => "VolumeBusy",
             Self::Unpublished => "Unpublished",
             Self::TargetRefused => "TargetRefused",
+            Self::VolumeImmutable => "VolumeImmutable",
             Self::QueueFull => "QueueFull",
             Self::NodeExhausted => "NodeExhausted",
             Self::NodeFailure => "NodeFailure",
@@ -211,6 +214,16 @@ pub enum PublishError {
         /// How much there may be.
         limit: usize,
     },
+    /// The class has changed under a volume that is to stay as it is.
+    #[error(
+        "SecretProviderClass {0} has changed, and the volume is immutable: it keeps what it has, make the pod anew for the change"
+    )]
+    Immutable(ClassName),
+    /// What is to stay as it is would end by itself.
+    #[error(
+        "SecretProviderClass {0}: spec.immutable: a secret has a lease, which ends when nobody renews it: remove immutable"
+    )]
+    LeaseCannotStay(ClassName),
     /// The store took too long.
     #[error("the store did not answer within {0} s")]
     DeadlineExceeded(u64),
@@ -252,7 +265,8 @@ impl PublishError {
                 Reason::InvalidRequest
             }
             Self::TokenExpired(_) => Reason::Unauthenticated,
-            Self::EmptyAudience => Reason::InvalidClass,
+            Self::EmptyAudience | Self::LeaseCannotStay(_) => Reason::InvalidClass,
+            Self::Immutable(_) => Reason::VolumeImmutable,
             Self::QueueFull { .. } => Reason::QueueFull,
             Self::ClassesUnknown => Reason::ApiServerUnavailable,
             Self::ClassNotFound(_) => Reason::ClassNotFound,

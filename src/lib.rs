@@ -20,6 +20,7 @@ pub mod commands;
 pub mod config;
 pub mod csi;
 pub mod driver;
+pub mod encoding;
 pub mod error;
 pub mod fake_kubelet;
 mod flight;

@@ -8,12 +8,11 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
-/// Requests to one store at one time.
-const SLOTS: usize = 16;
-/// Of these, what refreshes can take at most: the rest is for pods that wait for their first mount.
-const REFRESH_SLOTS: usize = SLOTS / 2;
+/// Requests to one store at one time. Refreshes can take half of them at most: the rest is for pods that
+/// wait for their first mount.
+pub const SLOTS: usize = 16;
 /// First mounts that wait for one store, before further ones are sent away.
-const QUEUE: usize = 1000;
+pub const QUEUE: usize = 1000;
 
 /// For whom a store is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +91,7 @@ pub struct Pacer {
     mounts: tokio::sync::Mutex<()>,
     refreshes: tokio::sync::Mutex<()>,
     waiting: AtomicUsize,
+    queue: usize,
 }
 
 /// Too many wait for the store already.
@@ -115,10 +115,11 @@ impl Drop for Waiting<'_> {
 impl Pacer {
     /// A store that has not been asked yet.
     #[must_use]
-    pub fn new(rate: Rate) -> Self {
+    pub fn new(rate: Rate, slots: usize, queue: usize) -> Self {
         Self {
-            slots: Semaphore::new(SLOTS),
-            refresh_slots: Semaphore::new(REFRESH_SLOTS),
+            slots: Semaphore::new(slots),
+            refresh_slots: Semaphore::new(slots.div_ceil(2)),
+            queue,
             bucket: Mutex::new(Bucket::new(rate, Instant::now())),
             mounts: tokio::sync::Mutex::default(),
             refreshes: tokio::sync::Mutex::default(),
@@ -134,7 +135,7 @@ impl Pacer {
         let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
         let (queue, reserve) = match urgency {
-            Urgency::Mount if waiting >= QUEUE => return Err(QueueFull),
+            Urgency::Mount if waiting >= self.queue => return Err(QueueFull),
             Urgency::Mount => (&self.mounts, 0.0),
             Urgency::Refresh => (&self.refreshes, self.reserve()),
         };
@@ -178,7 +179,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn rule_s12_no_more_than_the_cap_whatever_is_due() {
-        let pacer = Pacer::new(RATE);
+        let pacer = Pacer::new(RATE, SLOTS, QUEUE);
         let start = Instant::now();
         for _ in 0..120 {
             drop(pacer.enter(Urgency::Refresh, 1).await.expect("room"));
@@ -200,15 +201,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_hung_store_holds_its_slots_and_refreshes_only_half_of_them() {
-        let pacer = Pacer::new(Rate {
+        let rate = Rate {
             per_second: 1000.0,
             burst: 1000.0,
-        });
+        };
+        let pacer = Pacer::new(rate, SLOTS, QUEUE);
         let mut held = Vec::new();
         while let Some(permit) = pacer.enter(Urgency::Refresh, 1).now_or_never() {
             held.push(permit.expect("room"));
         }
-        assert_eq!(held.len(), REFRESH_SLOTS);
+        assert_eq!(held.len(), SLOTS / 2);
         while let Some(permit) = pacer.enter(Urgency::Mount, 1).now_or_never() {
             held.push(permit.expect("room"));
         }
@@ -219,7 +221,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_comes_behind_a_thousand_is_sent_away() {
-        let pacer = Pacer::new(RATE);
+        let pacer = Pacer::new(RATE, SLOTS, QUEUE);
         let mut held = Vec::new();
         for _ in 0..SLOTS {
             held.push(pacer.enter(Urgency::Mount, 1).await.expect("room"));

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use coffer_provider::{ErrorKind, Secret, SecretBytes, SecretFile};
+use coffer_provider::{ErrorKind, SecretBytes, SecretFile};
 
+use crate::cache::Given;
 use crate::class::{Item, Mode};
 use crate::error::PublishError;
 use crate::spec::VolumeSpec;
@@ -52,7 +53,8 @@ pub struct PayloadFile {
 
 impl Payload {
     /// Lays out what was read as the volume wants it: the listed items, or without any all there is.
-    /// `read` has, for each source of the volume, the objects that it gave.
+    /// `read` has, for each source of the volume, the objects that it gave. Without a file it is an empty
+    /// volume, if the class takes that.
     ///
     /// With a `group` (the pod's fsGroup) files are readable by that group, as the kubelet makes them
     /// for a read-only Secret volume.
@@ -61,25 +63,31 @@ impl Payload {
     /// What cannot be laid out, with the item or the file that is to blame.
     pub fn project(
         spec: &VolumeSpec,
-        read: &[Vec<Secret>],
+        read: &[Vec<Given>],
         group: Option<u32>,
         limits: &Limits,
     ) -> Result<Self, PublishError> {
         let mut files = Vec::new();
         if spec.items().is_empty() {
-            for file in read.iter().flatten().flat_map(|secret| &secret.files) {
+            for file in read.iter().flat_map(|objects| files_of(objects)) {
                 let path = VolumePath::new(file.name.clone()).map_err(PublishError::Path)?;
                 let mode = store_mode(file)?.unwrap_or(spec.default_mode());
                 files.push((path, file.bytes.clone(), mode));
             }
-            if files.is_empty() {
+            if files.is_empty() && !spec.optional() {
                 return Err(PublishError::NothingToMount);
             }
         }
         for (index, item) in spec.items().iter().enumerate() {
-            let bytes = item_bytes(index, item, spec, read)?;
-            let mode = item.mode.unwrap_or(spec.default_mode());
-            files.push((item.path.clone(), bytes, mode));
+            match item_bytes(index, item, spec, read) {
+                Ok(bytes) => {
+                    let mode = item.mode.unwrap_or(spec.default_mode());
+                    files.push((item.path.clone(), bytes, mode));
+                }
+                Err(PublishError::Item { kind, .. })
+                    if kind == ErrorKind::NotFound && (item.optional || spec.optional()) => {}
+                Err(error) => return Err(error),
+            }
         }
         Self::new(files, group, limits)
     }
@@ -189,36 +197,48 @@ fn item_bytes(
     index: usize,
     item: &Item,
     spec: &VolumeSpec,
-    read: &[Vec<Secret>],
+    read: &[Vec<Given>],
 ) -> Result<SecretBytes, PublishError> {
     let fail = |kind, message: String| PublishError::Item {
         index,
         kind,
         message,
     };
-    let mut files = read
+    let mut found = read
         .iter()
         .zip(spec.sources())
         .filter(|(_, source)| item.source.as_ref().is_none_or(|name| *name == source.name))
-        .flat_map(|(secrets, _)| secrets.iter().flat_map(|secret| &secret.files))
+        .flat_map(|(objects, _)| files_of(objects))
         .filter(|file| file.name == item.object);
-    let Some(file) = files.next() else {
+    let Some(file) = found.next() else {
         let message = format!("there is no object {:?}", item.object);
         return Err(fail(ErrorKind::NotFound, message));
     };
-    if files.next().is_some() {
+    if found.next().is_some() {
         let message = format!(
             "more than one source has {:?}: name the source",
             item.object
         );
         return Err(fail(ErrorKind::InvalidParameters, message));
     }
-    match &item.key {
-        None => Ok(file.bytes.clone()),
+    let bytes = match &item.key {
+        None => file.bytes.clone(),
         Some(key) => file
             .member(key)
-            .map_err(|error| fail(error.kind(), format!("object {:?}: {error}", item.object))),
-    }
+            .map_err(|error| fail(error.kind(), format!("object {:?}: {error}", item.object)))?,
+    };
+    let Some(encoding) = item.encoding else {
+        return Ok(bytes);
+    };
+    encoding.decode(&bytes).map_err(|error| {
+        let message = format!("the value for the path {} {error}", item.path);
+        fail(ErrorKind::InvalidAnswer, message)
+    })
+}
+
+/// What the objects of one source consist of.
+fn files_of(objects: &[Given]) -> impl Iterator<Item = &SecretFile> {
+    objects.iter().flatten().flat_map(|secret| &secret.files)
 }
 
 #[cfg(test)]

@@ -5,13 +5,15 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use coffer_provider::{Life, Secret, Version};
+use coffer_provider::{Life, Version};
+use futures_util::StreamExt;
+use futures_util::stream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use crate::cache::{Look, SecretCache, Subscriber, Tidings, Told};
+use crate::cache::{Given, Look, SecretCache, Subscriber, Tidings, Told};
 use crate::catalog::Catalog;
 use crate::class::{ClassName, SecretProviderClass};
 use crate::classes::Classes;
@@ -133,14 +135,17 @@ impl Publisher {
         let (subscription, tidings) = self.cache.subscribe(&spec, &subscriber)?;
         let secrets = in_time(turn, deadline, subscription.read()).await??;
         let payload = self.payload(&spec, &secrets, &request)?;
-        let record = record(&spec, &secrets, SystemTime::now());
+        let record = record(&spec, &secrets, SystemTime::now())?;
         let (target, mounted) = (request.target.clone(), record.clone());
         let outcome = self
             .on_node(move |volumes| volumes.mount(&target, &payload, &mounted))
             .await?;
-        let followed = Followed { spec, subscription };
-        let told = Some(tidings);
-        **turn = Some(self.published(request, Some(record), subscriber, Some(followed), told));
+        // One that stays as it is has no more use for its stores: with the subscription, all of that ends.
+        let (followed, told) = match record.immutable {
+            true => (None, silence()),
+            false => (Some(Followed { spec, subscription }), tidings),
+        };
+        **turn = Some(self.published(request, Some(record), subscriber, followed, Some(told)));
         self.metrics.volumes.set(self.registry.len() as i64);
         Ok(outcome)
     }
@@ -213,6 +218,12 @@ impl Publisher {
     ) -> Result<Outcome, PublishError> {
         let published = turn.as_mut().ok_or(PublishError::Unpublished)?;
         let class = self.classes.find(&class_name(&published.request)?)?;
+        if let Some(record) = published.record.as_ref().filter(|held| held.immutable) {
+            return match record.class == class.hash {
+                true => Ok(Outcome::Unchanged),
+                false => Err(PublishError::Immutable(class.name.clone())),
+            };
+        }
         match &mut published.followed {
             Some(followed) if followed.spec.class_hash() == class.hash => {
                 if followed.spec.refresh_mark() != class.refresh_mark.as_deref() {
@@ -225,7 +236,16 @@ impl Publisher {
             }
             _ => *tidings = Some(self.follow_class(turn, class).await?),
         }
-        self.write_what_is_new(turn).await
+        let outcome = self.write_what_is_new(turn).await?;
+        if let Some(published) = &mut **turn
+            && published.record.as_ref().is_some_and(|held| held.immutable)
+        {
+            if published.followed.take().is_some() {
+                info!(volume.id = %published.request.volume_id, "volume stays as it is from now on");
+            }
+            *tidings = Some(silence());
+        }
+        Ok(outcome)
     }
 
     /// From now on the volume is kept like `class`. Its secrets are read first, unless an earlier process
@@ -272,7 +292,7 @@ impl Publisher {
             return Ok(Outcome::Unchanged);
         };
         let payload = self.payload(spec, &secrets, &published.request)?;
-        let record = record(spec, &secrets, SystemTime::now());
+        let record = record(spec, &secrets, SystemTime::now())?;
         let (target, next) = (published.request.target.clone(), record.clone());
         let outcome = self
             .on_node(move |volumes| volumes.rotate(&target, &payload, &next))
@@ -350,7 +370,7 @@ impl Publisher {
     fn payload(
         &self,
         spec: &VolumeSpec,
-        secrets: &[Vec<Secret>],
+        secrets: &[Vec<Given>],
         request: &PublishRequest,
     ) -> Result<Payload, PublishError> {
         Payload::project(spec, secrets, request.fs_group, self.volumes.limits())
@@ -421,13 +441,20 @@ fn provider(followed: Option<&Followed>) -> &'static str {
 /// Whether a volume holds these versions, as far as versions can tell.
 fn is_current(record: &Record, spec: &VolumeSpec, versions: &BTreeMap<String, Version>) -> bool {
     record.class == spec.class_hash()
+        && record.objects.len() == versions.len()
         && versions.iter().all(|(object, version)| {
             let held = record.objects.get(object);
             held.is_some_and(|held| !held.version.is_empty() && held.version == version.as_str())
         })
 }
 
-fn record(spec: &VolumeSpec, read: &[Vec<Secret>], now: SystemTime) -> Record {
+/// Nobody tells anything any more.
+fn silence() -> Tidings {
+    stream::empty().boxed()
+}
+
+/// What a volume says about itself with these secrets.
+fn record(spec: &VolumeSpec, read: &[Vec<Given>], now: SystemTime) -> Result<Record, PublishError> {
     let since_1970 = now
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
@@ -442,17 +469,36 @@ fn record(spec: &VolumeSpec, read: &[Vec<Secret>], now: SystemTime) -> Record {
         .iter()
         .zip(read)
         .flat_map(|(source, secrets)| {
-            source.objects.iter().zip(secrets).map(|(object, secret)| {
+            let given = source.objects.iter().zip(secrets);
+            given.filter_map(|(object, secret)| {
+                let secret = secret.as_ref()?;
                 let held = HeldObject {
                     version: secret.version.as_str().to_owned(),
                     expires: ends(&secret.life),
                 };
-                (source.object_key(object), held)
+                Some((source.object_key(object), held))
             })
         });
-    Record {
+    let record = Record {
         layout: LAYOUT,
         class: spec.class_hash().to_owned(),
         objects: objects.collect(),
+        immutable: spec.immutable(),
+    };
+    let leased = |given: &Given| matches!(given, Some(secret) if is_leased(&secret.life));
+    if record.immutable && read.iter().flatten().any(leased) {
+        return Err(PublishError::LeaseCannotStay(spec.class_name().clone()));
     }
+    match record.size() {
+        size if size > Record::MAX_BYTES => Err(PublishError::TooLarge {
+            what: "bytes of names and versions to remember",
+            size,
+            limit: Record::MAX_BYTES,
+        }),
+        _ => Ok(record),
+    }
+}
+
+fn is_leased(life: &Life) -> bool {
+    matches!(life, Life::Leased { .. })
 }

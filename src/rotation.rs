@@ -100,6 +100,8 @@ fn waits_for_its_class(error: &PublishError) -> bool {
             | PublishError::ClassesUnknown
             | PublishError::Parameters { .. }
             | PublishError::ProviderNotFound { .. }
+            | PublishError::Immutable(_)
+            | PublishError::LeaseCannotStay(_)
     )
 }
 

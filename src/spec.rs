@@ -1,13 +1,13 @@
 //! VolumeSpec: one class and one pod's volume attributes, resolved against the providers. No I/O.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::Arc;
 
 use coffer_provider::{ObjectRef, Parameters, Sharing, Source};
 use sha2::{Digest, Sha256};
 
-use crate::class::{Item, Mode, Refresh, SecretProviderClass};
+use crate::class::{ClassName, Item, Mode, Refresh, SecretProviderClass};
 
 /// What to fetch for a volume, and where it goes.
 pub struct VolumeSpec {
@@ -25,6 +25,8 @@ pub struct VolumeSource {
     pub source: Arc<dyn Source>,
     /// The objects that the volume needs of it.
     pub objects: Vec<ObjectRef>,
+    /// The names of those that the volume can do without.
+    optional: BTreeSet<String>,
 }
 
 impl VolumeSpec {
@@ -35,11 +37,19 @@ impl VolumeSpec {
         sources: Vec<(&'static str, Arc<dyn Source>)>,
     ) -> Self {
         let resolved = class.sources.iter().zip(sources);
-        let sources = resolved.map(|(declared, (provider, source))| VolumeSource {
-            objects: needed(&class.items, &declared.name, source.objects()),
-            name: declared.name.clone(),
-            provider,
-            source,
+        let sources = resolved.map(|(declared, (provider, source))| {
+            let objects = needed(&class.items, &declared.name, source.objects());
+            let optional = objects
+                .iter()
+                .filter(|object| class.optional || can_lack(&class.items, &declared.name, object))
+                .map(|object| object.name.clone());
+            VolumeSource {
+                optional: optional.collect(),
+                objects,
+                name: declared.name.clone(),
+                provider,
+                source,
+            }
         });
         Self {
             sources: sources.collect(),
@@ -65,6 +75,18 @@ impl VolumeSpec {
         self.class.default_mode
     }
 
+    /// Whether what a store does not have is left out of the volume.
+    #[must_use]
+    pub fn optional(&self) -> bool {
+        self.class.optional
+    }
+
+    /// Whether the volume keeps what it had when it was mounted.
+    #[must_use]
+    pub fn immutable(&self) -> bool {
+        self.class.immutable
+    }
+
     /// When changes in the stores reach the volume.
     #[must_use]
     pub fn refresh(&self) -> &Refresh {
@@ -88,6 +110,12 @@ impl VolumeSpec {
         self.class = class;
     }
 
+    /// The class.
+    #[must_use]
+    pub fn class_name(&self) -> &ClassName {
+        &self.class.name
+    }
+
     /// Changes whenever the spec of the class does.
     #[must_use]
     pub fn class_hash(&self) -> &str {
@@ -96,6 +124,12 @@ impl VolumeSpec {
 }
 
 impl VolumeSource {
+    /// Whether the volume can do without an object that the store does not have.
+    #[must_use]
+    pub fn can_lack(&self, object: &ObjectRef) -> bool {
+        self.optional.contains(&object.name)
+    }
+
     /// The name of an object in the record of a volume: short, whatever the store calls it.
     #[must_use]
     pub fn object_key(&self, object: &ObjectRef) -> String {
@@ -115,18 +149,30 @@ impl VolumeSource {
 
 /// An item can name an object, or a file of an object that is a folder or a whole source.
 fn needed(items: &[Item], source: &str, objects: &[ObjectRef]) -> Vec<ObjectRef> {
-    let gives = |object: &ObjectRef, file: &str| match file.strip_prefix(&object.name) {
+    let is_needed =
+        |object: &&ObjectRef| items.is_empty() || items_of(items, source, object).next().is_some();
+    objects.iter().filter(is_needed).cloned().collect()
+}
+
+/// An object that one item has to have is not optional, whatever the others say.
+fn can_lack(items: &[Item], source: &str, object: &ObjectRef) -> bool {
+    !items.is_empty() && items_of(items, source, object).all(|item| item.optional)
+}
+
+/// The items that may want something of the object.
+fn items_of<'a>(
+    items: &'a [Item],
+    source: &'a str,
+    object: &'a ObjectRef,
+) -> impl Iterator<Item = &'a Item> {
+    let gives = |file: &str| match file.strip_prefix(&object.name) {
         Some(rest) => object.name.is_empty() || rest.is_empty() || rest.starts_with('/'),
         None => false,
     };
-    let is_needed = |object: &&ObjectRef| {
-        items.is_empty()
-            || items
-                .iter()
-                .filter(|item| item.source.as_ref().is_none_or(|name| name == source))
-                .any(|item| gives(object, &item.object))
-    };
-    objects.iter().filter(is_needed).cloned().collect()
+    items
+        .iter()
+        .filter(move |item| item.source.as_ref().is_none_or(|name| name == source))
+        .filter(move |item| gives(&item.object))
 }
 
 /// What a provider gets to see: the parameters of the class, and of the pod's attributes those that
@@ -158,6 +204,8 @@ mod tests {
             key: None,
             path: crate::volume_path::VolumePath::new("x").expect("good"),
             mode: None,
+            optional: false,
+            encoding: None,
         };
         let objects = [object("db"), object("tls"), object("db2")];
         let names = |items: &[Item]| -> Vec<String> {
@@ -170,6 +218,21 @@ mod tests {
         assert!(names(&[item("db", Some("b"))]).is_empty());
         let whole = [object("")];
         assert_eq!(needed(&[item("any/file", None)], "a", &whole), whole);
+
+        let optional = |name: &str| Item {
+            optional: true,
+            ..item(name, None)
+        };
+        for (items, expected) in [
+            (vec![], false),
+            (vec![item("db", None)], false),
+            (vec![optional("db")], true),
+            (vec![optional("db"), optional("db/x")], true),
+            (vec![optional("db"), item("db/x", None)], false),
+            (vec![optional("db"), item("db2", None)], true),
+        ] {
+            assert_eq!(can_lack(&items, "a", &objects[0]), expected, "{items:?}");
+        }
     }
 
     #[test]

@@ -100,6 +100,10 @@ pub struct Metrics {
     /// Rotations that a container does not see, since it mounts a file of the volume by subPath.
     pub past_subpaths: Counter,
     panics: Counter,
+    /// What is set aside for them, of the node's budget.
+    pub volume_bytes: Gauge,
+    /// The node's budget.
+    pub node_budget: Gauge,
     store_requests: Family<StoreLabels, Counter>,
     /// Objects that were answered from memory.
     pub cache_hits: Counter,
@@ -136,6 +140,8 @@ impl Default for Metrics {
             volumes: Gauge::default(),
             past_subpaths: Counter::default(),
             panics: Counter::default(),
+            volume_bytes: Gauge::default(),
+            node_budget: Gauge::default(),
             store_requests: Family::default(),
             cache_hits: Counter::default(),
             cache_entries: Gauge::default(),
@@ -218,6 +224,16 @@ impl Metrics {
             self.cache_hits.clone(),
         );
         for (name, help, gauge) in [
+            (
+                "coffer_volume_bytes",
+                "Bytes that the volumes of the node take, each with room for its next generation",
+                &self.volume_bytes,
+            ),
+            (
+                "coffer_node_budget_bytes",
+                "Bytes that they may take together",
+                &self.node_budget,
+            ),
             (
                 "coffer_cache_entries",
                 "Objects in memory",

@@ -142,6 +142,7 @@ impl Demo {
                 },
                 token_source: TokenSource::Secrets,
                 limits: Limits::default(),
+                bounds: Default::default(),
                 cache: Default::default(),
                 classes: Some(classes.clone()),
                 kubeconfig: None,

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use coffer_provider::{Caller, IdentifiedBy, Pod, Secret, ServiceAccount};
+use coffer_provider::{Caller, ErrorKind, IdentifiedBy, Pod, ServiceAccount};
 
+use crate::cache::Given;
 use crate::catalog::Catalog;
 use crate::class::{SecretProviderClass, read_documents};
 use crate::driver;
@@ -132,7 +133,14 @@ async fn render_class(
         let by_namespace = matches!(source.source.identified_by(), IdentifiedBy::Namespace);
         if read && by_namespace {
             let fetched = source.source.fetch(&caller, &source.objects).await;
-            answers.push(fetched.into_iter().collect::<Result<Vec<Secret>, _>>()?);
+            let given = source.objects.iter().zip(fetched);
+            let given = given.map(|(object, answer)| match answer {
+                Err(error) if source.can_lack(object) && error.kind() == ErrorKind::NotFound => {
+                    Ok(None)
+                }
+                answer => answer.map(Some),
+            });
+            answers.push(given.collect::<Result<Vec<Given>, _>>()?);
         }
     }
     match answers.len() == spec.sources().len() {
@@ -157,7 +165,7 @@ fn identity(source: &VolumeSource, class: &SecretProviderClass) -> String {
 }
 
 /// What was read, laid out as it would be in a volume.
-fn write_files(out: &mut String, spec: &VolumeSpec, answers: &[Vec<Secret>]) -> anyhow::Result<()> {
+fn write_files(out: &mut String, spec: &VolumeSpec, answers: &[Vec<Given>]) -> anyhow::Result<()> {
     let payload = Payload::project(spec, answers, None, &Limits::default())?;
     writeln!(out, "  files")?;
     for (path, file) in payload.files() {
@@ -177,9 +185,17 @@ fn write_items(out: &mut String, spec: &VolumeSpec) -> anyhow::Result<()> {
             .as_ref()
             .map(|key| format!(", key {key}"))
             .unwrap_or_default();
+        let encoding = item
+            .encoding
+            .map(|encoding| format!(", written as {}", encoding.as_str()))
+            .unwrap_or_default();
+        let optional = match item.optional || spec.optional() {
+            true => ", if it is there",
+            false => "",
+        };
         writeln!(
             out,
-            "    {:<32} {mode:04o}  from {}{key}",
+            "    {:<32} {mode:04o}  from {}{key}{encoding}{optional}",
             item.path.as_str(),
             item.object
         )?;

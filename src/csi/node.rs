@@ -24,7 +24,7 @@ use tracing::{debug, error, info, warn};
 use super::convert;
 use super::status::status;
 use crate::error::{PublishError, Reason};
-use crate::publish::{Publisher, STORE_DEADLINE};
+use crate::publish::Publisher;
 use crate::tokens::{TokenSource, Tokens};
 use crate::volume::Outcome;
 
@@ -34,6 +34,8 @@ const SHOWN: usize = 128;
 pub(super) struct NodeService {
     pub(super) node_id: String,
     pub(super) token_source: TokenSource,
+    /// How long a publish waits for its stores, unless the kubelet waits less.
+    pub(super) publish_timeout: Duration,
     pub(super) publisher: Arc<Publisher>,
     /// Operations outlive a caller who gives up: they end here.
     pub(super) operations: TaskTracker,
@@ -46,7 +48,7 @@ impl Node for NodeService {
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let started = Instant::now();
-        let deadline = started + time_for_stores(request.metadata());
+        let deadline = started + time_for_stores(request.metadata(), self.publish_timeout);
         let request = request.into_inner();
         let volume_id = clean_text(&request.volume_id, SHOWN);
         let (publisher, token_source) = (self.publisher.clone(), self.token_source);
@@ -219,15 +221,15 @@ fn log_publish(volume_id: &str, done: &Result<Outcome, PublishError>, took: Dura
 
 /// The kubelet waits 2 minutes and says so in `grpc-timeout`. A few seconds of that are left for the
 /// answer to arrive.
-fn time_for_stores(metadata: &MetadataMap) -> Duration {
+fn time_for_stores(metadata: &MetadataMap, most: Duration) -> Duration {
     let timeout = metadata
         .get("grpc-timeout")
         .and_then(|value| value.to_str().ok());
     let Some(timeout) = timeout.and_then(parse_timeout) else {
-        return STORE_DEADLINE;
+        return most;
     };
     let reserve = Duration::from_secs(5).min(timeout / 2);
-    STORE_DEADLINE.min(timeout - reserve)
+    most.min(timeout - reserve)
 }
 
 /// At most eight digits and a unit (gRPC over HTTP/2, "Timeout").
@@ -251,15 +253,19 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::publish::STORE_DEADLINE;
 
     #[test]
     fn the_deadline_leaves_time_to_answer() {
         let time = |timeout: &str| {
             let mut metadata = MetadataMap::new();
             metadata.insert("grpc-timeout", timeout.parse().expect("ascii"));
-            time_for_stores(&metadata)
+            time_for_stores(&metadata, STORE_DEADLINE)
         };
-        assert_eq!(time_for_stores(&MetadataMap::new()), STORE_DEADLINE);
+        let none = MetadataMap::new();
+        assert_eq!(time_for_stores(&none, STORE_DEADLINE), STORE_DEADLINE);
+        let short = Duration::from_secs(1);
+        assert_eq!(time_for_stores(&none, short), short);
         for (timeout, seconds) in [
             ("2M", 60.0),
             ("119999999u", 60.0),

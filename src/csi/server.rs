@@ -23,6 +23,7 @@ use tracing::{info, warn};
 
 use super::identity::IdentityService;
 use super::node::NodeService;
+use crate::config::Bounds;
 use crate::publish::Publisher;
 use crate::tokens::TokenSource;
 
@@ -118,6 +119,7 @@ impl CsiServer {
         driver_name: String,
         node_id: String,
         token_source: TokenSource,
+        bounds: Bounds,
         publisher: Arc<Publisher>,
         stop: CancellationToken,
     ) -> Result<(), tonic::transport::Error> {
@@ -126,12 +128,14 @@ impl CsiServer {
         let node = NodeService {
             node_id,
             token_source,
+            publish_timeout: bounds.publish_timeout,
             publisher,
             operations: operations.clone(),
         };
+        let node = NodeServer::new(node).max_decoding_message_size(bounds.request_bytes);
         let serve = Server::builder()
             .add_service(IdentityServer::new(identity))
-            .add_service(NodeServer::new(node))
+            .add_service(node)
             .serve_with_incoming_shutdown(Peers(self.listener), stop.clone().cancelled_owned());
         let drain = async {
             operations.close();

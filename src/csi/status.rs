@@ -15,9 +15,10 @@ pub(super) fn code(reason: Reason) -> Code {
         Reason::PermissionDenied => Code::PermissionDenied,
         Reason::Unauthenticated => Code::Unauthenticated,
         // Final: waiting does not make a secret smaller.
-        Reason::TooLarge | Reason::TargetRefused | Reason::VolumeElsewhere => {
-            Code::FailedPrecondition
-        }
+        Reason::TooLarge
+        | Reason::TargetRefused
+        | Reason::VolumeElsewhere
+        | Reason::VolumeImmutable => Code::FailedPrecondition,
         Reason::ApiServerUnavailable | Reason::StoreUnavailable => Code::Unavailable,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
         Reason::VolumeDiffers => Code::AlreadyExists,

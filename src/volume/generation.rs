@@ -43,25 +43,33 @@ pub(super) fn fill(root: &OwnedFd, payload: &Payload) -> Result<(), Errno> {
     link_names(root, payload)
 }
 
-/// Makes `payload` the present generation, unless it is already.
-pub(super) fn replace(root: &OwnedFd, payload: &Payload) -> Result<Outcome, Errno> {
+/// Why there is nothing to write: `payload` is the present generation, or the one before that is not
+/// gone yet. Otherwise the volume is swept, and ready for [`write`].
+pub(super) fn nothing_to_write(
+    root: &OwnedFd,
+    payload: &Payload,
+) -> Result<Option<Outcome>, Errno> {
     let present = present(root)?;
     if is_present(root, &present, payload)? {
         // A crash may have come between the switch and the links.
         link_names(root, payload)?;
-        return Ok(Outcome::Unchanged);
+        return Ok(Some(Outcome::Unchanged));
     }
-    if let wait @ Outcome::TooSoon(_) = sweep(root)? {
-        return Ok(wait);
+    match sweep(root)? {
+        wait @ Outcome::TooSoon(_) => Ok(Some(wait)),
+        _ => Ok(None),
     }
+}
+
+/// Makes `payload` the present generation.
+pub(super) fn write(root: &OwnedFd, payload: &Payload) -> Result<(), Errno> {
     let name = write_generation(root, payload)?;
     if let Err(errno) = switch(root, &name) {
         // The new one is not visible yet: take it back, and keep the first error.
         let _ = remove_all(root, &name);
         return Err(errno);
     }
-    link_names(root, payload)?;
-    Ok(Outcome::Rotated)
+    link_names(root, payload)
 }
 
 /// Removes every generation but the present one, unless readers may still be in one of them.
@@ -170,6 +178,11 @@ fn write_files(root: &OwnedFd, name: &str, payload: &Payload) -> Result<(), Errn
 
 fn set_folder(folder: &OwnedFd, group: Option<u32>) -> Result<(), Errno> {
     let setgid = group.map_or(0, |_| SETGID);
+    if group.is_some() {
+        // A folder in one with setgid has its group already, and who is not in that group cannot set the
+        // bit without CAP_FSETID: the kernel leaves it out and says nothing.
+        rustix::fs::fchown(folder, None, Some(rustix::process::getegid()))?;
+    }
     rustix::fs::fchmod(folder, Mode::from_bits_retain(FOLDER_MODE | setgid))?;
     if let Some(group) = group {
         rustix::fs::fchown(folder, None, Some(gid(group)))?;

@@ -4,6 +4,7 @@
 //! two operations on one target never overlap. That another process has not got one either is the
 //! kernel's to say: whoever changes a volume has a lock on its folder, for as long as that takes.
 
+mod budget;
 mod generation;
 mod mount;
 mod record;
@@ -21,12 +22,14 @@ pub use target::{TargetPath, TargetPathError, TargetRules};
 
 use crate::error::Reason;
 use crate::payload::{Limits, Payload};
+use budget::{Budget, Exceeded};
 use mount::{Built, Marks};
 
 /// The volumes of this node.
 pub struct Volumes {
     rules: TargetRules,
     limits: Limits,
+    budget: Budget,
     marks: Marks,
     noswap: bool,
 }
@@ -81,6 +84,16 @@ pub enum VolumeError {
     /// The folder of the volume is not there: the kubelet makes it before it calls.
     #[error("target path {0}: its parent folder does not exist")]
     NoParent(TargetPath),
+    /// There is no room for one more volume, or for a larger one.
+    #[error(
+        "the volume needs {needed} bytes, more than is left for the volumes of this node: --node-budget (nodeBudget in the chart) is {budget}"
+    )]
+    NoBudget {
+        /// What the volume comes to, with the generation that replaces it.
+        needed: u64,
+        /// What all volumes may come to.
+        budget: u64,
+    },
     /// The volume is gone from under us.
     #[error("target path {0}: the volume is no longer mounted")]
     NotMounted(TargetPath),
@@ -102,12 +115,22 @@ impl VolumeError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Refused { .. } | Self::NoParent(_) => Reason::TargetRefused,
+            Self::NoBudget { .. } => Reason::NodeExhausted,
             Self::NotMounted(_) => Reason::NodeFailure,
             Self::Kernel { errno, .. } => match *errno {
                 Errno::NOSPC | Errno::DQUOT => Reason::TooLarge,
                 Errno::NOMEM | Errno::MFILE | Errno::NFILE => Reason::NodeExhausted,
                 _ => Reason::NodeFailure,
             },
+        }
+    }
+}
+
+impl From<Exceeded> for VolumeError {
+    fn from(Exceeded { needed, limit }: Exceeded) -> Self {
+        Self::NoBudget {
+            needed,
+            budget: limit,
         }
     }
 }
@@ -130,9 +153,24 @@ impl Volumes {
         Ok(Self {
             rules,
             limits,
+            budget: Budget::new(u64::MAX),
             marks,
             noswap,
         })
+    }
+
+    /// The same, with at most so many bytes for all volumes together: pages and inodes of each, with room
+    /// for the generation that replaces the present one.
+    #[must_use]
+    pub fn with_budget(mut self, bytes: u64) -> Self {
+        self.budget = Budget::new(bytes);
+        self
+    }
+
+    /// What is set aside for the volumes of this node, of its budget.
+    #[must_use]
+    pub fn counted(&self) -> u64 {
+        self.budget.counted()
     }
 
     /// Whether the kernel keeps these volumes out of swap.
@@ -199,6 +237,17 @@ impl Volumes {
         payload: &Payload,
         record: &Record,
     ) -> Result<Outcome, VolumeError> {
+        self.budget.admit(target, payload, record)?;
+        self.make(target, payload, record)
+            .inspect_err(|_| self.budget.release(target))
+    }
+
+    fn make(
+        &self,
+        target: &TargetPath,
+        payload: &Payload,
+        record: &Record,
+    ) -> Result<Outcome, VolumeError> {
         let built = mount::build(&self.limits, self.noswap)
             .map_err(|failed| target.failed(failed.step, failed.errno))?;
         generation::fill(&built.root, payload).map_err(|errno| target.failed("fill", errno))?;
@@ -255,13 +304,25 @@ impl Volumes {
         payload: &Payload,
         record: &Record,
     ) -> Result<Outcome, VolumeError> {
-        let (root, _alone) = self.open_volume_alone(target)?;
-        let outcome =
-            generation::replace(&root, payload).map_err(|errno| target.failed("rotate", errno))?;
-        if outcome == Outcome::Rotated {
+        let (root, held, _alone) = self.open_volume_alone(target)?;
+        let failed = |errno| target.failed("rotate", errno);
+        let found = generation::nothing_to_write(&root, payload).map_err(failed)?;
+        let outcome = match found {
+            Some(found) => found,
+            None => {
+                let before = self.budget.share(target);
+                self.budget.grow(target, payload, record)?;
+                generation::write(&root, payload)
+                    .map_err(failed)
+                    .inspect_err(|_| self.budget.restore(target, before))?;
+                Outcome::Rotated
+            }
+        };
+        let pinned = record.immutable && held.is_some_and(|held| !held.immutable);
+        if outcome == Outcome::Rotated || pinned && outcome == Outcome::Unchanged {
             // After the switch: a record that lags behind costs one comparison, one that runs ahead
             // would leave old contents for good. Not where nothing changed, since whoever watches the
-            // volume would be woken for it.
+            // volume would be woken for it; but that it stays as it is has to outlive this process.
             let recorded = self.marks.record(&root, record);
             recorded.map_err(|errno| target.failed("mark", errno))?;
         }
@@ -273,8 +334,12 @@ impl Volumes {
     /// # Errors
     /// As [`Self::rotate`].
     pub fn sweep(&self, target: &TargetPath) -> Result<Outcome, VolumeError> {
-        let (root, _alone) = self.open_volume_alone(target)?;
-        generation::sweep(&root).map_err(|errno| target.failed("sweep", errno))
+        let (root, _, _alone) = self.open_volume_alone(target)?;
+        let swept = generation::sweep(&root).map_err(|errno| target.failed("sweep", errno))?;
+        if !matches!(swept, Outcome::TooSoon(_)) {
+            self.budget.settle(target, measure(target, &root)?.taken());
+        }
+        Ok(swept)
     }
 
     /// Takes a volume away: every mount at the target, then the folder. There need not be any.
@@ -283,6 +348,7 @@ impl Volumes {
     /// [`VolumeError::Refused`] when files lie in the folder itself: nothing is deleted there.
     pub fn unmount(&self, target: &TargetPath) -> Result<(), VolumeError> {
         let Some(parent) = target.open_parent()? else {
+            self.budget.release(target);
             return Ok(());
         };
         alone(target, &parent)?;
@@ -296,6 +362,7 @@ impl Volumes {
             mount::detach(&parent, target.leaf())
                 .map_err(|errno| target.failed("unmount", errno))?;
         }
+        self.budget.release(target);
         match rustix::fs::unlinkat(&parent, target.leaf(), AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(Errno::NOTEMPTY | Errno::EXIST) => Err(target.refused(
@@ -318,14 +385,8 @@ impl Volumes {
     /// # Errors
     /// [`VolumeError::NotMounted`] when there is no volume of ours.
     pub fn usage(&self, target: &TargetPath) -> Result<Usage, VolumeError> {
-        let root = self.open_volume(target)?;
-        let stats = rustix::fs::fstatvfs(&root).map_err(|errno| target.failed("measure", errno))?;
-        Ok(Usage {
-            bytes: stats.f_blocks * stats.f_frsize,
-            bytes_free: stats.f_bfree * stats.f_frsize,
-            inodes: stats.f_files,
-            inodes_free: stats.f_ffree,
-        })
+        let (root, _) = self.open_volume(target)?;
+        measure(target, &root)
     }
 
     /// Every volume of ours that is mounted, left by an earlier process.
@@ -334,7 +395,8 @@ impl Volumes {
         targets.filter(|target| matches!(self.state(target), Ok(State::Complete(_))))
     }
 
-    /// Removes what an earlier process left half done in its volumes, and counts them. For the start:
+    /// Removes what an earlier process left half done in its volumes, and counts them, also towards the
+    /// budget. For the start:
     /// nobody may have a turn yet.
     #[must_use]
     pub fn sweep_all(&self) -> usize {
@@ -342,19 +404,27 @@ impl Volumes {
             if let Err(error) = self.sweep(target) {
                 warn!(%error, "leftovers of an earlier process stay");
             }
+            match self.usage(target) {
+                Ok(usage) => self.budget.adopt(target, usage.taken()),
+                Err(error) => warn!(%error, "a volume of an earlier process is not counted"),
+            }
         });
         swept.count()
     }
 
     /// Opens the root of a volume to change it, and nobody else does until the second descriptor goes.
-    fn open_volume_alone(&self, target: &TargetPath) -> Result<(OwnedFd, OwnedFd), VolumeError> {
+    fn open_volume_alone(
+        &self,
+        target: &TargetPath,
+    ) -> Result<(OwnedFd, Option<Record>, OwnedFd), VolumeError> {
         let parent = target.open_parent()?;
         let parent = parent.ok_or_else(|| VolumeError::NotMounted(target.clone()))?;
         alone(target, &parent)?;
-        Ok((self.open_volume_in(target, &parent)?, parent))
+        let (root, record) = self.open_volume_in(target, &parent)?;
+        Ok((root, record, parent))
     }
 
-    fn open_volume(&self, target: &TargetPath) -> Result<OwnedFd, VolumeError> {
+    fn open_volume(&self, target: &TargetPath) -> Result<(OwnedFd, Option<Record>), VolumeError> {
         let parent = target.open_parent()?;
         let parent = parent.ok_or_else(|| VolumeError::NotMounted(target.clone()))?;
         self.open_volume_in(target, &parent)
@@ -365,11 +435,11 @@ impl Volumes {
         &self,
         target: &TargetPath,
         parent: &OwnedFd,
-    ) -> Result<OwnedFd, VolumeError> {
+    ) -> Result<(OwnedFd, Option<Record>), VolumeError> {
         let gone = || VolumeError::NotMounted(target.clone());
         let root = target.open_in(parent)?.ok_or_else(gone)?;
         match self.look(target, &root)? {
-            State::Complete(_) => Ok(root),
+            State::Complete(record) => Ok((root, record)),
             State::Absent => Err(gone()),
         }
     }
@@ -381,6 +451,23 @@ impl Volumes {
 fn alone(target: &TargetPath, parent: &OwnedFd) -> Result<(), VolumeError> {
     rustix::io::retry_on_intr(|| rustix::fs::flock(parent, FlockOperation::LockExclusive))
         .map_err(|errno| target.failed("lock", errno))
+}
+
+impl Usage {
+    /// What that costs the node.
+    fn taken(&self) -> u64 {
+        budget::measured(self.bytes - self.bytes_free, self.inodes - self.inodes_free)
+    }
+}
+
+fn measure(target: &TargetPath, root: &OwnedFd) -> Result<Usage, VolumeError> {
+    let stats = rustix::fs::fstatvfs(root).map_err(|errno| target.failed("measure", errno))?;
+    Ok(Usage {
+        bytes: stats.f_blocks * stats.f_frsize,
+        bytes_free: stats.f_bfree * stats.f_frsize,
+        inodes: stats.f_files,
+        inodes_free: stats.f_ffree,
+    })
 }
 
 impl Outcome {

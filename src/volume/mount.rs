@@ -94,6 +94,7 @@ pub(super) fn probe() -> Result<(bool, Marks), ProbeError> {
         layout: LAYOUT,
         class: String::new(),
         objects: Default::default(),
+        immutable: false,
     };
     let marks = match record.write(&scratch.root) {
         Ok(()) => Marks::Recorded,

@@ -23,6 +23,9 @@ pub struct Record {
     pub class: String,
     /// By the object's key: what of it is there.
     pub objects: BTreeMap<String, HeldObject>,
+    /// Whether that stays as it is for as long as the volume is there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub immutable: bool,
 }
 
 /// One object as it is in a volume.
@@ -37,7 +40,17 @@ pub struct HeldObject {
 
 impl Record {
     /// The kernel's own limit for one attribute (XATTR_SIZE_MAX).
-    pub(super) const MAX_BYTES: usize = 64 * 1024;
+    pub const MAX_BYTES: usize = 64 * 1024;
+
+    /// How many bytes of an attribute it takes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.bytes().len()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a record is plain data")
+    }
 
     /// Reads the record of the tmpfs that `root` is the root of; `None` where there is none, or one
     /// that this driver does not understand.
@@ -55,8 +68,7 @@ impl Record {
 
     /// Writes the record on the tmpfs that `root` is the root of.
     pub(super) fn write(&self, root: impl AsFd) -> Result<(), Errno> {
-        let bytes = serde_json::to_vec(self).expect("a record is plain data");
-        rustix::fs::fsetxattr(root, XATTR, &bytes, XattrFlags::empty())
+        rustix::fs::fsetxattr(root, XATTR, &self.bytes(), XattrFlags::empty())
     }
 }
 
@@ -76,8 +88,17 @@ mod tests {
             objects: (0..256)
                 .map(|n| (format!("{n:016x}"), held.clone()))
                 .collect(),
+            immutable: true,
         };
-        let bytes = serde_json::to_vec(&record).expect("plain data");
-        assert!(bytes.len() < Record::MAX_BYTES, "{}", bytes.len());
+        assert!(record.size() < Record::MAX_BYTES, "{}", record.size());
+    }
+
+    #[test]
+    fn a_record_of_before_there_were_immutable_volumes_is_read() {
+        let record: Record =
+            serde_json::from_str(r#"{"layout":1,"class":"c","objects":{}}"#).expect("good");
+        assert!(!record.immutable);
+        let text = serde_json::to_string(&record).expect("plain data");
+        assert_eq!(text, r#"{"layout":1,"class":"c","objects":{}}"#);
     }
 }

@@ -20,6 +20,7 @@ fn record(volume: &crate::pods::Volume, version: &str, left: Option<Duration>) -
     };
     Record {
         layout: LAYOUT,
+        immutable: false,
         class: volume.spec.class_hash().into(),
         objects: keys
             .map(|key| (key, held.clone()))

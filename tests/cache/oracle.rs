@@ -60,6 +60,7 @@ async fn rule_c1_rule_c9_a_million_reads_give_nothing_that_the_store_would_not_h
         bytes: 12_000,
         rate: Rate::UNLIMITED,
         seed: 1,
+        ..Settings::default()
     });
     let mut oracle = Oracle::default();
     let start = Instant::now();

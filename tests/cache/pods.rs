@@ -185,8 +185,9 @@ impl Volume {
     }
 }
 
-fn texts(read: Vec<Vec<Secret>>) -> Vec<String> {
-    let files = read.iter().flatten().flat_map(|secret| &secret.files);
+fn texts(read: Vec<Vec<Option<Secret>>>) -> Vec<String> {
+    let secrets = read.iter().flatten().flatten();
+    let files = secrets.flat_map(|secret| &secret.files);
     files
         .map(|file| String::from_utf8(file.bytes.expose().to_vec()).unwrap())
         .collect()

@@ -54,6 +54,9 @@ fn the_driver_has_every_flag_that_the_chart_gives_it() {
     let full = config(&Objects::of("full", NEW, &[]));
     assert_eq!(full.metrics.expect("on").to_string(), "0.0.0.0:9095");
     assert_eq!(full.file_root.as_deref(), Some("/srv/secrets".as_ref()));
+    assert_eq!(full.bounds.node_budget, 1 << 30);
+    let given = Objects::of("default", NEW, &["nodeBudget=100Mi"]);
+    assert_eq!(config(&given).bounds.node_budget, 100 << 20);
 }
 
 #[test]

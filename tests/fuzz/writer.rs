@@ -271,6 +271,7 @@ fn payload(files: &Files) -> Payload {
 fn record() -> Record {
     Record {
         layout: LAYOUT,
+        immutable: false,
         class: "class".into(),
         objects: BTreeMap::new(),
     }

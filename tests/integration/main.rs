@@ -13,6 +13,7 @@
 
 mod audit;
 mod bad_input;
+mod budget;
 mod handover;
 mod harness;
 mod identities;
@@ -27,3 +28,4 @@ mod rotation;
 mod scripted;
 mod soak;
 mod socket;
+mod superset;

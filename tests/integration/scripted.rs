@@ -83,6 +83,7 @@ impl Scripted {
             },
             token_source: TokenSource::Secrets,
             limits: Limits::default(),
+            bounds: Default::default(),
             cache: Default::default(),
             classes: Some(self.folders.at("classes")),
             kubeconfig: None,

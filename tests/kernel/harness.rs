@@ -157,6 +157,7 @@ pub(crate) fn record(version: &str) -> Record {
     };
     Record {
         layout: LAYOUT,
+        immutable: false,
         class: "class".to_owned(),
         objects: [("object".to_owned(), held)].into(),
     }

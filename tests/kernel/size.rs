@@ -129,6 +129,7 @@ fn largest_record(version: u8) -> Record {
     };
     Record {
         layout: LAYOUT,
+        immutable: false,
         class: "c".repeat(64),
         objects: (0..256)
             .map(|n| (format!("{n:016x}"), held.clone()))
