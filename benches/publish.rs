@@ -341,6 +341,7 @@ impl Driver {
             classes: None,
             kubeconfig: None,
             file_root: None,
+            vault: Default::default(),
             metrics: None,
         };
         let kubelet = FakeKubelet::new(folder, &config.socket);

@@ -62,6 +62,10 @@ pub struct NodeArgs {
     #[arg(long, env = "COFFER_TOKEN_SOURCE", value_enum, default_value_t = TokenSource::Secrets)]
     pub token_source: TokenSource,
 
+    /// Where secrets of Vault and OpenBao come from
+    #[command(flatten)]
+    pub vault: VaultArgs,
+
     /// Most bytes of secret values that are kept in memory
     #[arg(long, env = "COFFER_CACHE_BYTES", default_value = "32Mi", value_parser = quantity)]
     pub cache_bytes: u64,
@@ -116,6 +120,63 @@ pub struct NodeArgs {
     pub conformance_root: Option<PathBuf>,
 }
 
+/// The flags of the providers vault and openbao. They are used as they are: the provider checks them.
+#[derive(Args, Clone, Debug, Default)]
+pub struct VaultArgs {
+    /// The store of classes that name none, as https://vault.example:8200
+    #[arg(long, env = "COFFER_VAULT_ADDR")]
+    pub vault_addr: Option<String>,
+
+    /// Address that classes may send tokens to, as often as needed; http and addresses of the node only
+    /// where they are named here. Without any: every https address but those
+    #[arg(long, env = "COFFER_VAULT_ADDRESS", value_delimiter = ',')]
+    pub vault_address: Vec<String>,
+
+    /// Namespace of classes that name none
+    #[arg(long, env = "COFFER_VAULT_NAMESPACE")]
+    pub vault_namespace: Option<String>,
+
+    /// Auth mount of classes that name none; kubernetes if not given
+    #[arg(long, env = "COFFER_VAULT_MOUNT")]
+    pub vault_mount: Option<String>,
+
+    /// Namespace that classes may use, with all below it; without any, all of them
+    #[arg(long, env = "COFFER_VAULT_ALLOWED_NAMESPACE", value_delimiter = ',')]
+    pub vault_allowed_namespace: Vec<String>,
+
+    /// Mount that classes may read from; without any, all of them
+    #[arg(long, env = "COFFER_VAULT_ALLOWED_MOUNT", value_delimiter = ',')]
+    pub vault_allowed_mount: Vec<String>,
+
+    /// PEM file with the CA of stores; without it, the roots of the image
+    #[arg(long, env = "COFFER_VAULT_TLS_CA_CERT")]
+    pub vault_tls_ca_cert: Option<PathBuf>,
+
+    /// PEM file that classes may name as their CA
+    #[arg(long, env = "COFFER_VAULT_CA_FILE", value_delimiter = ',')]
+    pub vault_ca_file: Vec<PathBuf>,
+
+    /// PEM file with the certificate of the driver, for stores that ask it who it is
+    #[arg(
+        long,
+        env = "COFFER_VAULT_TLS_CLIENT_CERT",
+        requires = "vault_tls_client_key"
+    )]
+    pub vault_tls_client_cert: Option<PathBuf>,
+
+    /// PEM file with the key of that certificate
+    #[arg(
+        long,
+        env = "COFFER_VAULT_TLS_CLIENT_KEY",
+        requires = "vault_tls_client_cert"
+    )]
+    pub vault_tls_client_key: Option<PathBuf>,
+
+    /// Lets classes switch off the verification of certificates
+    #[arg(long, env = "COFFER_ALLOW_INSECURE_TLS")]
+    pub allow_insecure_tls: bool,
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -150,6 +211,8 @@ pub struct Config {
     pub kubeconfig: Option<PathBuf>,
     /// Where the secrets of the file provider are.
     pub file_root: Option<PathBuf>,
+    /// What classes of Vault and OpenBao may do.
+    pub vault: VaultArgs,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
 }
@@ -236,6 +299,7 @@ impl TryFrom<NodeArgs> for Config {
             classes: args.classes,
             kubeconfig: args.kubeconfig,
             file_root: args.file_root,
+            vault: args.vault,
             metrics: metrics(&args.metrics_addr)?,
         })
     }

@@ -9,6 +9,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use coffer_provider_file::FileProvider;
+use coffer_provider_vault::{ClientCertificate, Flavour, Settings, VaultProvider};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,7 @@ use crate::cache::SecretCache;
 use crate::catalog::Catalog;
 use crate::class_folder;
 use crate::classes::Classes;
-use crate::config::Config;
+use crate::config::{Config, VaultArgs};
 use crate::csi::{CsiServer, Sole};
 use crate::kube;
 use crate::payload::Limits;
@@ -31,7 +32,7 @@ use crate::volume::Volumes;
 /// # Errors
 /// When a part of it cannot start; everything that can be known at start is checked then.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let catalog = catalog(config.file_root.as_deref(), &config.limits)?;
+    let catalog = catalog(config.file_root.as_deref(), &config.vault, &config.limits)?;
     let classes = match &config.classes {
         Some(folder) => class_folder::follow(folder)?,
         None => kube::follow(config.kubeconfig.as_deref()).await?,
@@ -113,8 +114,17 @@ pub async fn run_with(
 ///
 /// # Errors
 /// When one of them cannot start with its settings.
-pub fn catalog(file_root: Option<&Path>, limits: &Limits) -> anyhow::Result<Catalog> {
+pub fn catalog(
+    file_root: Option<&Path>,
+    vault: &VaultArgs,
+    limits: &Limits,
+) -> anyhow::Result<Catalog> {
     let mut catalog = Catalog::default();
+    for (name, flavour) in [("vault", Flavour::Vault), ("openbao", Flavour::OpenBao)] {
+        let provider = VaultProvider::new(vault_settings(vault, flavour, limits));
+        let provider = provider.with_context(|| format!("the provider {name}"))?;
+        catalog = catalog.with(name, Arc::new(provider));
+    }
     if let Some(root) = file_root {
         let limits = coffer_provider_file::Limits {
             bytes: limits.bytes,
@@ -126,6 +136,32 @@ pub fn catalog(file_root: Option<&Path>, limits: &Limits) -> anyhow::Result<Cata
         catalog = catalog.with("file", Arc::new(files));
     }
     Ok(catalog)
+}
+
+fn vault_settings(args: &VaultArgs, flavour: Flavour, limits: &Limits) -> Settings {
+    let default = Settings::default();
+    let certificate = args.vault_tls_client_cert.clone();
+    let client_certificate = certificate.zip(args.vault_tls_client_key.clone());
+    Settings {
+        flavour,
+        address: args.vault_addr.clone(),
+        namespace: args.vault_namespace.clone(),
+        auth_mount: args.vault_mount.clone().unwrap_or(default.auth_mount),
+        allowed_addresses: args.vault_address.clone(),
+        allowed_namespaces: args.vault_allowed_namespace.clone(),
+        allowed_mounts: args.vault_allowed_mount.clone(),
+        allow_insecure_tls: args.allow_insecure_tls,
+        ca_file: args.vault_tls_ca_cert.clone(),
+        ca_files: args.vault_ca_file.clone(),
+        client_certificate: client_certificate
+            .map(|(certificate, key)| ClientCertificate { certificate, key }),
+        limits: coffer_provider_vault::Limits {
+            body: limits.bytes,
+            objects: limits.files,
+            ..default.limits
+        },
+        ..Settings::default()
+    }
 }
 
 /// `[::]` is every address, and on a node without IPv6 it is `0.0.0.0`.

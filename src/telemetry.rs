@@ -51,6 +51,7 @@ fn targets(level: Level) -> Targets {
         .with_target("coffer", level)
         .with_target("coffer_provider", level)
         .with_target("coffer_provider_file", level)
+        .with_target("coffer_provider_vault", level)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

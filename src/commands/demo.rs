@@ -147,6 +147,7 @@ impl Demo {
                 classes: Some(classes.clone()),
                 kubeconfig: None,
                 file_root: Some(secrets.clone()),
+                vault: Default::default(),
                 metrics: None,
             },
             secrets,
@@ -157,7 +158,8 @@ impl Demo {
     }
 
     async fn play(self) -> anyhow::Result<()> {
-        let catalog = driver::catalog(Some(&self.secrets), &self.config.limits)?;
+        let catalog =
+            driver::catalog(Some(&self.secrets), &self.config.vault, &self.config.limits)?;
         let classes = class_folder::follow(&self.classes)?;
         let stop = CancellationToken::new();
         let driver = driver::run_with(self.config.clone(), catalog, classes, stop.clone());

@@ -14,6 +14,7 @@ use coffer_provider::{Caller, ErrorKind, IdentifiedBy, Pod, ServiceAccount};
 use crate::cache::Given;
 use crate::catalog::Catalog;
 use crate::class::{SecretProviderClass, read_documents};
+use crate::config::VaultArgs;
 use crate::driver;
 use crate::payload::{Limits, Payload};
 use crate::spec::{VolumeSource, VolumeSpec};
@@ -85,7 +86,7 @@ fn catalog(args: &RenderArgs) -> anyhow::Result<(Catalog, Option<tempfile::TempD
     let root = root
         .canonicalize()
         .with_context(|| format!("cannot read {}", root.display()))?;
-    let catalog = driver::catalog(Some(&root), &Limits::default())?;
+    let catalog = driver::catalog(Some(&root), &VaultArgs::default(), &Limits::default())?;
     Ok((catalog, scratch))
 }
 

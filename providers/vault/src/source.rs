@@ -1,0 +1,344 @@
+//! One class at its store: each distinct request once, however many objects are made of its answer.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use coffer_provider::{
+    Caller, ErrorKind, IdentifiedBy, Lease, Life, ObjectRef, ProviderError, Secret, Source, Version,
+};
+use futures_util::future::join_all;
+use http::StatusCode;
+use vaultrs::api::kv2::requests::ReadSecretMetadataRequest;
+
+use crate::answer::Object as Json;
+use crate::calls::Call;
+use crate::error;
+use crate::files::{self, Answer, kv_version};
+use crate::http::Reply;
+use crate::lease;
+use crate::login::{Denial, Login, LoginKey};
+use crate::mounts::Mount;
+use crate::object::{Method, Object, Request, Selection};
+use crate::parameters::Class;
+use crate::pki::NodeKey;
+use crate::store::Stores;
+use crate::token::StoreToken;
+
+/// A class and the store it asks.
+pub(crate) struct VaultSource {
+    class: Class,
+    identified_by: IdentifiedBy,
+    references: Vec<ObjectRef>,
+    stores: Arc<Stores>,
+}
+
+impl VaultSource {
+    pub(crate) fn new(class: Class, stores: Arc<Stores>) -> Self {
+        let references = class
+            .objects
+            .iter()
+            .map(|object| object.reference(&class.namespace));
+        Self {
+            references: references.collect(),
+            identified_by: class.identified_by(),
+            class,
+            stores,
+        }
+    }
+
+    fn key(&self, caller: &Caller) -> LoginKey {
+        let IdentifiedBy::Token { store, .. } = &self.identified_by else {
+            unreachable!("the store tells callers apart by their tokens")
+        };
+        LoginKey::new(store, &self.class, caller)
+    }
+
+    fn object(&self, reference: &ObjectRef) -> Result<&Object, ProviderError> {
+        let index = self.references.iter().position(|known| known == reference);
+        let object = index.and_then(|index| self.class.objects.get(index));
+        object.ok_or_else(|| {
+            let problem = format!("{} is not an object of this class", reference.name);
+            ProviderError::new(ErrorKind::InvalidParameters, problem)
+        })
+    }
+
+    /// The answers to the requests of `objects`, each asked for once.
+    async fn read_each<'a>(
+        &self,
+        login: &Login,
+        caller: &Caller,
+        objects: &[Result<&'a Object, ProviderError>],
+    ) -> Vec<(&'a Request, Result<Answer, ProviderError>)> {
+        let mut requests: Vec<&Request> = Vec::new();
+        for object in objects.iter().flatten() {
+            if !requests.contains(&&object.request) {
+                requests.push(&object.request);
+            }
+        }
+        let reads = requests.into_iter();
+        let reads =
+            reads.map(|request| async move { (request, self.read(login, caller, request).await) });
+        join_all(reads).await
+    }
+
+    async fn read(
+        &self,
+        login: &Login,
+        caller: &Caller,
+        request: &Request,
+    ) -> Result<Answer, ProviderError> {
+        let made = match request.key {
+            Some(kind) => Some(NodeKey::make(request, kind).await?),
+            None => None,
+        };
+        let call = Call::read(request, made.as_ref().map(|made| made.csr.as_str()));
+        let call = call.map_err(|_| {
+            error::unreadable(&request.path, "secretArgs cannot be written as JSON")
+        })?;
+        let (token, reply) = self.ask(login, caller, &call).await?;
+        let path = &request.path;
+        if reply.is_refused_login() {
+            return Err(login.refusal(&reply));
+        }
+        if !reply.status.is_success() {
+            return Err(error::read(path, &self.class.role, &reply));
+        }
+        if reply.body.is_empty() {
+            return Err(error::unreadable(path, "the store's answer is empty"));
+        }
+        let body = Json::parse(&reply.body).ok_or_else(|| {
+            error::unreadable(
+                path,
+                "the store's answer is not a JSON object of at most 64 levels",
+            )
+        })?;
+        if body.text("lease_id").is_some_and(|id| !id.is_empty()) {
+            token.hold_a_lease();
+        }
+        let data = body.object("data");
+        let versioned = match data {
+            Some(data) => self.is_versioned(login, &token, request, &data).await,
+            None => false,
+        };
+        Ok(Answer {
+            versioned,
+            request: request.clone(),
+            private_key: made.map(|made| made.private_key),
+            token,
+            body: reply.body,
+        })
+    }
+
+    /// Ends the lease of an answer that nothing could be made of: nobody else knows of it.
+    async fn give_back(&self, login: &Login, answer: &Answer) {
+        if let Some(id) = answer.lease_id() {
+            let headers = answer.token.headers(&self.class.namespace);
+            lease::end(login, &headers, &id).await;
+        }
+    }
+
+    /// Asks with the token there is, and once more with another one if the store knows it no longer.
+    async fn ask(
+        &self,
+        login: &Login,
+        caller: &Caller,
+        call: &Call,
+    ) -> Result<(Arc<StoreToken>, Reply), ProviderError> {
+        let mut token = login.token(caller).await?;
+        let headers = |token: &StoreToken| token.headers(&self.class.namespace);
+        let mut reply = login.store.connection.call(call, &headers(&token)).await?;
+        if reply.status == StatusCode::FORBIDDEN
+            && let Denial::Retry(another) = login.denied(&token, caller).await?
+        {
+            token = another;
+            reply = login.store.connection.call(call, &headers(&token)).await?;
+            if reply.status == StatusCode::FORBIDDEN {
+                // Another login did not help. A role that may not look its token up would make one
+                // for each read.
+                token.looked_up();
+            }
+        }
+        Ok((token, reply))
+    }
+
+    /// Whether the values lie one level deeper. Only an answer that looks like it is asked about.
+    async fn is_versioned(
+        &self,
+        login: &Login,
+        token: &StoreToken,
+        request: &Request,
+        data: &Json<'_>,
+    ) -> bool {
+        let metadata = data
+            .object("metadata")
+            .and_then(|metadata| metadata.number("version"));
+        if request.method.writes() || data.object("data").is_none() || metadata.is_none() {
+            return false;
+        }
+        let headers = token.headers(&self.class.namespace);
+        let mount = login
+            .store
+            .mounts
+            .of(&login.store.connection, &headers, &request.path)
+            .await;
+        // Who may not ask for the mount is left with what it looks like.
+        mount.is_none_or(|mount| mount.versioned)
+    }
+
+    /// The version of a KV v2 secret without its values.
+    async fn version(&self, login: &Login, caller: &Caller, object: &Object) -> Option<Version> {
+        let request = &object.request;
+        if request.method != Method::Get || object.selection == Selection::Response {
+            return None;
+        }
+        let wanted = match request.query.as_deref() {
+            None => None,
+            Some(query) => Some(query.strip_prefix("version=")?.parse().ok()?),
+        };
+        let mount = login
+            .store
+            .mounts
+            .known(&self.class.namespace, &request.path)
+            .await?;
+        let call = metadata_call(&mount, &request.path)?;
+        if login.may_not(&mount.path) {
+            return None;
+        }
+        let token = login.token(caller).await.ok()?;
+        let reply = login
+            .store
+            .connection
+            .call(&call, &token.headers(&self.class.namespace))
+            .await
+            .ok()?;
+        if reply.status == StatusCode::FORBIDDEN {
+            login.remember_denial(mount.path);
+        }
+        let body = Json::parse(&reply.body).filter(|_| reply.status.is_success())?;
+        let data = body.object("data")?;
+        let number = match wanted {
+            Some(0) | None => data.number("current_version")?,
+            Some(number) => number,
+        };
+        let version = data.object("versions")?.object(&number.to_string())?;
+        // A read says how it ended.
+        if version.is_true("destroyed")
+            || version.text("deletion_time").is_some_and(|t| !t.is_empty())
+        {
+            return None;
+        }
+        Version::new(kv_version(number, &version.text("created_time")?)).ok()
+    }
+}
+
+fn metadata_call(mount: &Mount, path: &str) -> Option<ReadSecretMetadataRequest> {
+    let below = path.strip_prefix(&mount.path)?.strip_prefix("/data/")?;
+    mount.versioned.then(|| ReadSecretMetadataRequest {
+        mount: mount.path.clone(),
+        path: below.to_owned(),
+    })
+}
+
+#[async_trait]
+impl Source for VaultSource {
+    fn identified_by(&self) -> &IdentifiedBy {
+        &self.identified_by
+    }
+
+    fn objects(&self) -> &[ObjectRef] {
+        &self.references
+    }
+
+    async fn fetch(
+        &self,
+        caller: &Caller,
+        objects: &[ObjectRef],
+    ) -> Vec<Result<Secret, ProviderError>> {
+        if objects.is_empty() {
+            return Vec::new();
+        }
+        let asked = async {
+            let login = self.stores.login(self.key(caller), &self.class)?;
+            // Asked for once, so that a failure is one error for all and not one for each.
+            login.token(caller).await?;
+            Ok(login)
+        };
+        let login = match asked.await {
+            Ok(login) => login,
+            Err(error) => return vec![Err(error); objects.len()],
+        };
+        let objects: Vec<_> = objects.iter().map(|object| self.object(object)).collect();
+        let answers = self.read_each(&login, caller, &objects).await;
+        let secret = |object: &Result<&Object, ProviderError>| {
+            let object = object.as_ref().map_err(Clone::clone)?;
+            let mut answers = answers.iter();
+            let answer = answers.find(|(request, _)| **request == object.request);
+            let (_, answer) = answer.expect("each object's request was made");
+            let answer = answer.as_ref().map_err(Clone::clone)?;
+            files::secret(object, answer, &self.stores.version_key)
+        };
+        let secrets: Vec<_> = objects.iter().map(secret).collect();
+        let is_used = |request: &Request| {
+            let mut pairs = objects.iter().zip(&secrets);
+            pairs.any(|pair| matches!(pair, (Ok(object), Ok(_)) if object.request == *request))
+        };
+        let unused = answers.iter().filter(|(request, _)| !is_used(request));
+        let unused = unused.filter_map(|(_, answer)| answer.as_ref().ok());
+        join_all(unused.map(|answer| self.give_back(&login, answer))).await;
+        secrets
+    }
+
+    async fn versions(&self, caller: &Caller, objects: &[ObjectRef]) -> Vec<Option<Version>> {
+        let unknown = || vec![None; objects.len()];
+        // With a key versions are made of the content, so it has to be read.
+        if self.stores.version_key.configured {
+            return unknown();
+        }
+        let Some(login) = self.stores.logins.known(&self.key(caller)) else {
+            return unknown();
+        };
+        let mut requests: Vec<&Object> = Vec::new();
+        let objects: Vec<_> = objects
+            .iter()
+            .map(|object| self.object(object).ok())
+            .collect();
+        let same = |a: &Object, b: &Object| {
+            let whole = |object: &Object| object.selection == Selection::Response;
+            a.request == b.request && whole(a) == whole(b)
+        };
+        for object in objects.iter().flatten() {
+            if !requests.iter().any(|known| same(known, object)) {
+                requests.push(object);
+            }
+        }
+        let asks = requests
+            .iter()
+            .map(|object| self.version(&login, caller, object));
+        let versions = join_all(asks).await;
+        let version = |object: Option<&Object>| {
+            let object = object?;
+            let mut known = requests.iter().zip(&versions);
+            known.find_map(|(asked, version)| same(asked, object).then(|| version.clone()))?
+        };
+        objects.into_iter().map(version).collect()
+    }
+
+    async fn renew(&self, caller: &Caller, lease: &Lease) -> Result<Life, ProviderError> {
+        let login = self.stores.logins.known(&self.key(caller)).ok_or_else(|| {
+            ProviderError::new(ErrorKind::NotFound, "the lease has ended with its token")
+        })?;
+        lease::renew(&login, &self.class.namespace, caller, lease).await
+    }
+
+    async fn release(&self, caller: &Caller, leases: &[Lease]) {
+        if let Some(login) = self.stores.logins.known(&self.key(caller)) {
+            lease::release(&login, &self.class.namespace, caller, leases).await;
+        }
+    }
+
+    async fn log_out(&self, caller: &Caller) {
+        if let Some(login) = self.stores.logins.forget(&self.key(caller)) {
+            login.log_out().await;
+        }
+    }
+}
