@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use crate::cluster::cache::Cache;
 use crate::tally::Tally;
 use crate::workspace;
-use report::Report;
+use report::{LeftOut, Report};
 pub(crate) use sweep::run as sweep;
 
 /// Names the binary of csi-sanity to the tests.
@@ -34,6 +34,9 @@ const VALIDATE: &str = "COFFER_KUBERNETES_VALIDATE";
 const SOAK: &str = "COFFER_SOAK_SECONDS";
 /// Names the binary of OpenBao to the tests of the vault provider.
 const BAO: &str = "COFFER_BAO";
+/// Name the Python modules of the servers that stand in for AWS.
+const MOTO: &str = "COFFER_MOTO";
+const MINISTACK: &str = "COFFER_MINISTACK";
 /// Tells these tests to write what they would compare.
 const UPDATE: &str = "COFFER_UPDATE";
 
@@ -46,6 +49,7 @@ pub(crate) fn run() -> ExitCode {
         let sanity = scope.spawn(|| parts::csi_sanity(&Cache::open()?));
         let helm = scope.spawn(parts::helm);
         let bao = scope.spawn(parts::bao);
+        let aws = scope.spawn(parts::aws);
 
         step(&mut tally, "formatting", || {
             succeed(cargo().args(["fmt", "--all", "--check"]))
@@ -60,9 +64,10 @@ pub(crate) fn run() -> ExitCode {
             )
         });
         let report = suite(&mut tally, "tests", cargo_test(cargo()));
-        if !report.need_namespace.is_empty() {
-            in_namespace(&mut tally, &report, made(sanity));
+        if let Some(left_out) = report.left_out.get("a mount namespace") {
+            in_namespace(&mut tally, left_out, made(sanity));
         }
+        with_aws(&mut tally, &report, made(aws));
         let ran = with_helm(&mut tally, made(helm), &["--ignored"], false);
         tally.made_up_for(ran);
         with_bao(&mut tally, made(bao));
@@ -149,8 +154,34 @@ fn with_bao(tally: &mut Tally, bao: Result<PathBuf>) {
     tally.made_up_for(report.counts.passed + report.counts.failed);
 }
 
+/// The tests that the first run of `cargo test` left out for want of what stands in for AWS.
+fn with_aws(tally: &mut Tally, report: &Report, aws: Result<parts::Aws>) {
+    let title = "tests of the AWS provider";
+    let left_out: Vec<_> = ["moto", "ministack"]
+        .into_iter()
+        .filter_map(|need| report.left_out.get(need))
+        .collect();
+    if left_out.is_empty() {
+        return;
+    }
+    let aws = match aws {
+        Ok(aws) => aws,
+        Err(error) => return step(tally, title, || Err(error)),
+    };
+    let mut command = cargo_test(cargo());
+    command
+        .env(MOTO, aws.moto)
+        .env(MINISTACK, aws.ministack)
+        .args(left_out.iter().flat_map(|left_out| &left_out.targets))
+        .args(["--", "--ignored", "--exact"])
+        .args(left_out.iter().flat_map(|left_out| &left_out.tests));
+    let report = suite(tally, title, command);
+    let ran = report.counts.passed + report.counts.failed;
+    tally.made_up_for(ran);
+}
+
 /// The tests that the first run of `cargo test` left out for want of a mount namespace.
-fn in_namespace(tally: &mut Tally, left_out: &Report, csi_sanity: Result<PathBuf>) {
+fn in_namespace(tally: &mut Tally, left_out: &LeftOut, csi_sanity: Result<PathBuf>) {
     let title = "tests in a mount namespace";
     let command = csi_sanity.and_then(|csi_sanity| {
         let mut command = namespace::unshare()?;
@@ -166,7 +197,7 @@ fn in_namespace(tally: &mut Tally, left_out: &Report, csi_sanity: Result<PathBuf
     command
         .args(&left_out.targets)
         .args(["--", "--ignored", "--exact"])
-        .args(&left_out.need_namespace);
+        .args(&left_out.tests);
     let report = suite(tally, title, command);
     let ran = report.counts.passed + report.counts.failed;
     tally.made_up_for(ran);

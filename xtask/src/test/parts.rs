@@ -74,15 +74,38 @@ pub(super) fn helm() -> Result<Helm> {
 }
 
 fn kubernetes_validate(cache: &Cache) -> Result<PathBuf> {
-    let requirements = workspace().join("tests/chart/requirements.txt");
-    // Two of the modules are compiled, for one minor version of Python.
+    python_modules(cache, "kubernetes-validate", "tests/chart/requirements.txt")
+}
+
+/// The servers that stand in for AWS, as folders of Python modules.
+pub(super) struct Aws {
+    pub(super) moto: PathBuf,
+    pub(super) ministack: PathBuf,
+}
+
+pub(super) fn aws() -> Result<Aws> {
+    let cache = Cache::open()?;
+    let server = |name: &str| {
+        let requirements = format!("providers/aws/tests/parts/{name}.txt");
+        python_modules(&cache, name, &requirements)
+    };
+    Ok(Aws {
+        moto: server("moto")?,
+        ministack: server("ministack")?,
+    })
+}
+
+/// The folder of the modules that a file of requirements pins.
+fn python_modules(cache: &Cache, what: &str, requirements: &str) -> Result<PathBuf> {
+    let requirements = workspace().join(requirements);
+    // Some of the modules are compiled, for one minor version of Python.
     let tag = ["-c", "import sys; print(sys.implementation.cache_tag)"];
     let python = output(Command::new("python3").args(tag))
-        .context("Python 3 is needed to check manifests")?;
+        .with_context(|| format!("Python 3 is needed to run {what}"))?;
     let pinned = fingerprint(std::slice::from_ref(&requirements))?;
-    let name = format!("kubernetes-validate-{}-{pinned}", python.trim());
+    let name = format!("{what}-{}-{pinned}", python.trim());
     cache.entry(&name, |folder| {
-        println!("fetching kubernetes-validate beside what follows");
+        println!("fetching {what} beside what follows");
         pip_install(&requirements, folder)
     })
 }

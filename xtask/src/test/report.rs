@@ -1,12 +1,9 @@
 //! What `cargo test` prints, read as it passes by.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::sweep::Points;
 use crate::tally::Counts;
-
-/// The reason that tests give who are left out unless they are in a mount namespace.
-const NEEDS_NAMESPACE: &str = "needs a mount namespace: cargo xtask test";
 
 /// What `cargo test` has said so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,13 +11,20 @@ pub(super) struct Report {
     pub(super) counts: Counts,
     /// The names of the tests that failed.
     pub(super) failed: Vec<String>,
-    /// The tests that were left out for want of a mount namespace.
-    pub(super) need_namespace: Vec<String>,
-    /// And where they are: cargo's flags for their binaries.
-    pub(super) targets: BTreeSet<String>,
+    /// The tests that were left out, by what they need.
+    pub(super) left_out: BTreeMap<String, LeftOut>,
     /// What sweeps have told.
     pub(super) points: Points,
     target: String,
+}
+
+/// Tests that a plain `cargo test` leaves out for want of something.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct LeftOut {
+    /// Their names.
+    pub(super) tests: Vec<String>,
+    /// Where they are: cargo's flags for their binaries.
+    pub(super) targets: BTreeSet<String>,
 }
 
 impl Report {
@@ -37,9 +41,10 @@ impl Report {
         } else if let Some((name, outcome)) = test(line) {
             if outcome == "FAILED" {
                 self.failed.push(name.to_owned());
-            } else if outcome.strip_prefix("ignored, ") == Some(NEEDS_NAMESPACE) {
-                self.need_namespace.push(name.to_owned());
-                self.targets.insert(self.target.clone());
+            } else if let Some(need) = need(outcome) {
+                let left_out = self.left_out.entry(need.to_owned()).or_default();
+                left_out.tests.push(name.to_owned());
+                left_out.targets.insert(self.target.clone());
             }
         }
     }
@@ -62,6 +67,12 @@ fn test(line: &str) -> Option<(&str, &str)> {
     Some((name.trim_end_matches(" - should panic"), outcome))
 }
 
+/// `moto` of `ignored, needs moto: cargo xtask test`.
+fn need(outcome: &str) -> Option<&str> {
+    let reason = outcome.strip_prefix("ignored, needs ")?;
+    reason.strip_suffix(": cargo xtask test")
+}
+
 fn number_before(text: &str, mark: &str) -> usize {
     text.split_once(mark)
         .and_then(|(before, _)| before.rsplit(' ').next())
@@ -74,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tests_are_counted_and_those_for_a_namespace_remembered() {
+    fn tests_are_counted_and_those_that_were_left_out_remembered() {
         let printed = "\
     Finished `test` profile [unoptimized + debuginfo] target(s) in 0.20s
      Running unittests src/lib.rs (target/debug/deps/coffer-5d0c3a1b2e4f6789)
@@ -89,24 +100,31 @@ test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
      Running tests/a-b/main.rs (target/debug/deps/a_b-0123456789abcdef)
 test soak::hours ... ignored, takes hours: cargo xtask soak
 test files::confined ... ignored, needs a mount namespace: cargo xtask test
-the driver's last wordstest result: ok. 20 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out
+test calls::counted ... ignored, needs moto: cargo xtask test
+the driver's last wordstest result: ok. 20 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out
 ";
         let mut report = Report::default();
         printed.lines().for_each(|line| report.read(line));
         let counts = Counts {
             passed: 21,
             failed: 1,
-            skipped: 3,
+            skipped: 4,
         };
         assert_eq!(report.counts, counts);
         assert_eq!(report.failed, ["class::tests::wrong"]);
-        assert_eq!(
-            report.need_namespace,
-            ["volume::tests::attached", "files::confined"]
-        );
-        assert_eq!(
-            report.targets,
-            ["--lib", "--test=a_b"].map(str::to_owned).into()
-        );
+        let left_out = |tests: &[&str], targets: &[&str]| LeftOut {
+            tests: tests.iter().map(|&test| test.to_owned()).collect(),
+            targets: targets.iter().map(|&target| target.to_owned()).collect(),
+        };
+        let in_namespace = ["volume::tests::attached", "files::confined"];
+        let expected = [
+            (
+                "a mount namespace",
+                left_out(&in_namespace, &["--lib", "--test=a_b"]),
+            ),
+            ("moto", left_out(&["calls::counted"], &["--test=a_b"])),
+        ];
+        let expected = expected.map(|(need, left_out)| (need.to_owned(), left_out));
+        assert_eq!(report.left_out, expected.into());
     }
 }

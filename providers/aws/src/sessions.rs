@@ -1,0 +1,242 @@
+//! Who is logged in: one login for each account, role and region, however many pods ask at once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use coffer_provider::{Caller, ErrorKind, ProviderError};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
+use tokio::time::Instant;
+
+use crate::Cluster;
+use crate::arn;
+use crate::error::is_outage;
+use crate::gather::lock;
+use crate::login::{Account, Proof, Steps};
+use crate::objects::{Selector, Service};
+use crate::parameter_store::ParameterStore;
+use crate::parameters::{Login, NextRole, Via};
+use crate::pod_identity::Agent;
+use crate::regions::Regions;
+use crate::secrets_manager::SecretsManager;
+use crate::settings::{InvalidSettings, Settings};
+use crate::value::{Place, Value};
+
+/// Credentials are replaced this long before they end.
+const EARLY: Duration = Duration::from_secs(5 * 60);
+
+/// Where ServiceAccounts that are known by their role carry it.
+const ROLE_ANNOTATION: &str = "eks.amazonaws.com/role-arn";
+
+type Result<T> = std::result::Result<T, ProviderError>;
+type Flight = BoxFuture<'static, Result<Arc<Session>>>;
+
+/// What makes one login another one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    account: Account,
+    proof: Proof,
+    then: Option<NextRole>,
+    region: String,
+}
+
+/// Clients with the credentials of one login, for as long as those last.
+pub(crate) struct Session {
+    key: Key,
+    secrets: Arc<SecretsManager>,
+    parameters: Arc<ParameterStore>,
+    renew: Instant,
+    ends: Instant,
+}
+
+impl Session {
+    pub(crate) async fn value(&self, selector: &Selector) -> Result<Value> {
+        match selector.service {
+            Service::SecretsManager => SecretsManager::value(&self.secrets, selector).await,
+            Service::ParameterStore => ParameterStore::value(&self.parameters, selector).await,
+        }
+    }
+
+    /// Everything whose name starts with the selector's id, by name.
+    pub(crate) async fn below(&self, selector: &Selector) -> Result<Vec<(String, Value)>> {
+        match selector.service {
+            Service::SecretsManager => self.secrets.below(&selector.id).await,
+            Service::ParameterStore => self.parameters.below(&selector.id).await,
+        }
+    }
+
+    /// The version of a secret, where that is cheaper to have than its value.
+    pub(crate) async fn version(&self, selector: &Selector) -> Option<coffer_provider::Version> {
+        match selector.service {
+            Service::SecretsManager => self.secrets.version(selector).await,
+            Service::ParameterStore => None,
+        }
+    }
+}
+
+/// All logins of the node.
+pub(crate) struct Sessions {
+    regions: Regions,
+    agent: Arc<Agent>,
+    cluster: Arc<dyn Cluster>,
+    slots: Mutex<HashMap<Key, Arc<Mutex<Slot>>>>,
+}
+
+/// The login of one key: the last one, and the one on its way. A slot that was forgotten takes its
+/// flight along, so that nothing comes back of it.
+#[derive(Default)]
+struct Slot {
+    session: Option<Arc<Session>>,
+    flight: Option<WeakShared<Flight>>,
+}
+
+impl Slot {
+    fn is_live(&self) -> bool {
+        let now = Instant::now();
+        self.session
+            .as_ref()
+            .is_some_and(|session| now < session.ends)
+            || self.flight.as_ref().and_then(WeakShared::upgrade).is_some()
+    }
+}
+
+impl Sessions {
+    pub(crate) fn new(
+        settings: &Settings,
+        cluster: Arc<dyn Cluster>,
+    ) -> std::result::Result<Self, InvalidSettings> {
+        Ok(Self {
+            regions: Regions::new(settings)?,
+            agent: Arc::new(Agent::new(settings)),
+            cluster,
+            slots: Mutex::default(),
+        })
+    }
+
+    /// The session of a caller in a region. Everybody who asks meanwhile waits for the same login, and
+    /// whoever stops waiting leaves it to the others.
+    pub(crate) async fn session(
+        &self,
+        login: &Login,
+        region: &str,
+        caller: &Caller,
+    ) -> Result<Arc<Session>> {
+        let account = Account::of(caller)?;
+        let key = Key {
+            proof: self.proof(login.via, &account).await?,
+            account,
+            then: login.then.clone(),
+            region: region.to_owned(),
+        };
+        let slot = self.slot(&key);
+        let (flight, last) = {
+            let mut state = lock(&slot);
+            let last = state.session.clone();
+            if let Some(session) = last.as_ref().filter(|s| Instant::now() < s.renew) {
+                return Ok(session.clone());
+            }
+            let on_its_way = state.flight.as_ref().and_then(WeakShared::upgrade);
+            let flight = on_its_way.unwrap_or_else(|| {
+                let flight = self.flight(key, caller, slot.clone());
+                state.flight = flight.downgrade();
+                flight
+            });
+            (flight, last)
+        };
+        match (flight.await, last) {
+            // An outage of the login is none for as long as the last one is good.
+            (Err(error), Some(last)) if is_outage(&error) && Instant::now() < last.ends => Ok(last),
+            (result, _) => result,
+        }
+    }
+
+    fn flight(&self, key: Key, caller: &Caller, slot: Arc<Mutex<Slot>>) -> Shared<Flight> {
+        let steps = Steps {
+            account: key.account.clone(),
+            proof: key.proof.clone(),
+            then: key.then.clone(),
+            region: self.regions.region(&key.region),
+            agent: self.agent.clone(),
+        };
+        let token = caller.token.clone();
+        let flight = async move {
+            let lent = steps.take(token.as_ref()).await?;
+            let left = lent
+                .ends
+                .duration_since(SystemTime::now())
+                .unwrap_or_default();
+            let place = Place {
+                region: steps.region.clone(),
+                role: steps.role().into(),
+            };
+            let credentials = lent.credentials;
+            let session = Arc::new(Session {
+                key,
+                secrets: Arc::new(SecretsManager::new(place.clone(), credentials.clone())),
+                parameters: Arc::new(ParameterStore::new(place, credentials)),
+                renew: Instant::now() + left.saturating_sub(EARLY),
+                ends: Instant::now() + left,
+            });
+            lock(&slot).session = Some(session.clone());
+            Ok(session)
+        };
+        flight.boxed().shared()
+    }
+
+    fn slot(&self, key: &Key) -> Arc<Mutex<Slot>> {
+        let mut slots = lock(&self.slots);
+        if let Some(slot) = slots.get(key) {
+            return slot.clone();
+        }
+        // Whoever holds one is about to use it.
+        slots.retain(|_, slot| Arc::strong_count(slot) > 1 || lock(slot).is_live());
+        slots.entry(key.clone()).or_default().clone()
+    }
+
+    /// Forgets a session whose credentials AWS does not accept any more.
+    pub(crate) fn forget(&self, session: &Arc<Session>) {
+        if let Some(slot) = lock(&self.slots).get(&session.key) {
+            let mut slot = lock(slot);
+            if slot
+                .session
+                .as_ref()
+                .is_some_and(|current| Arc::ptr_eq(current, session))
+            {
+                slot.session = None;
+            }
+        }
+    }
+
+    /// Forgets the logins of an account to one role.
+    pub(crate) fn log_out(&self, login: &Login, account: &Account) {
+        lock(&self.slots).retain(|key, _| key.account != *account || key.then != login.then);
+    }
+
+    /// Looks up what a login shows besides the token.
+    async fn proof(&self, via: Via, account: &Account) -> Result<Proof> {
+        if let Via::PodIdentity(family) = via {
+            return Ok(Proof::PodIdentity(family));
+        }
+        let Account {
+            namespace, name, ..
+        } = account;
+        let role = self
+            .cluster
+            .annotation(namespace, name, ROLE_ANNOTATION)
+            .await?;
+        let problem = match role {
+            Some(role) if arn::is_role(&role) => return Ok(Proof::WebIdentity { role }),
+            Some(role) if !role.is_empty() => {
+                " with the ARN of a role, and has something else in it"
+            }
+            _ => ", and has none: associate a role, or set usePodIdentity in the class",
+        };
+        Err(ProviderError::new(
+            ErrorKind::PermissionDenied,
+            format!(
+                "the ServiceAccount {namespace}/{name} needs the annotation {ROLE_ANNOTATION}{problem}"
+            ),
+        ))
+    }
+}
