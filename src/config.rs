@@ -140,6 +140,10 @@ pub struct VaultArgs {
     #[arg(long, env = "COFFER_VAULT_MOUNT")]
     pub vault_mount: Option<String>,
 
+    /// Audience of classes that name none; vault or openbao, as the provider, if not given
+    #[arg(long, env = "COFFER_VAULT_AUDIENCE")]
+    pub vault_audience: Option<String>,
+
     /// Namespace that classes may use, with all below it; without any, all of them
     #[arg(long, env = "COFFER_VAULT_ALLOWED_NAMESPACE", value_delimiter = ',')]
     pub vault_allowed_namespace: Vec<String>,

@@ -74,7 +74,7 @@ pub async fn run_with(
         Some(address) => Some(listen(address).await?),
         None => None,
     };
-    info!(?config, providers = ?catalog.names(), noswap = volumes.noswap(), adopts = volumes.adopts(), volumes = found, "driver started");
+    info!(?config, providers = ?catalog.names(), noswap = volumes.noswap(), selinux_label = volumes.labelled(), adopts = volumes.adopts(), volumes = found, "driver started");
 
     let cache = SecretCache::new(config.cache, metrics.clone());
     let looking = cache.clone();
@@ -147,6 +147,7 @@ fn vault_settings(args: &VaultArgs, flavour: Flavour, limits: &Limits) -> Settin
         address: args.vault_addr.clone(),
         namespace: args.vault_namespace.clone(),
         auth_mount: args.vault_mount.clone().unwrap_or(default.auth_mount),
+        audience: args.vault_audience.clone(),
         allowed_addresses: args.vault_address.clone(),
         allowed_namespaces: args.vault_allowed_namespace.clone(),
         allowed_mounts: args.vault_allowed_mount.clone(),

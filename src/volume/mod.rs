@@ -31,7 +31,7 @@ pub struct Volumes {
     limits: Limits,
     budget: Budget,
     marks: Marks,
-    noswap: bool,
+    options: mount::Options,
 }
 
 /// What an operation did to a volume.
@@ -149,13 +149,13 @@ impl Volumes {
     /// # Errors
     /// When a tmpfs cannot be made at all.
     pub fn probe(rules: TargetRules, limits: Limits) -> Result<Self, ProbeError> {
-        let (noswap, marks) = mount::probe()?;
+        let (options, marks) = mount::probe()?;
         Ok(Self {
             rules,
             limits,
             budget: Budget::new(u64::MAX),
             marks,
-            noswap,
+            options,
         })
     }
 
@@ -176,7 +176,13 @@ impl Volumes {
     /// Whether the kernel keeps these volumes out of swap.
     #[must_use]
     pub fn noswap(&self) -> bool {
-        self.noswap
+        self.options.noswap
+    }
+
+    /// Whether volumes have a label that every container may read: where SELinux is on.
+    #[must_use]
+    pub fn labelled(&self) -> bool {
+        self.options.selinux
     }
 
     /// Whether volumes can be taken over from an earlier process: not in a user namespace.
@@ -248,7 +254,7 @@ impl Volumes {
         payload: &Payload,
         record: &Record,
     ) -> Result<Outcome, VolumeError> {
-        let built = mount::build(&self.limits, self.noswap)
+        let built = mount::build(&self.limits, self.options)
             .map_err(|failed| target.failed(failed.step, failed.errno))?;
         generation::fill(&built.root, payload).map_err(|errno| target.failed("fill", errno))?;
         let marked = self.marks.record(&built.root, record);

@@ -18,7 +18,20 @@ use crate::payload::Limits;
 /// What mountinfo shows as the source: whose volume it is, and how its files lie.
 const SOURCE: &str = "coffer-1";
 
+/// Where SELinux is on, what every container may read: the kubelet labels no volume that is read-only, and
+/// passes no context for an inline one.
+const SELINUX_CONTEXT: &str = "system_u:object_r:container_file_t:s0";
+
 const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+/// What this kernel lets a volume have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Options {
+    /// It is never written to swap.
+    pub(super) noswap: bool,
+    /// Its files have [`SELINUX_CONTEXT`].
+    pub(super) selinux: bool,
+}
 
 /// The step that failed, and how.
 pub(super) struct Failed {
@@ -78,16 +91,27 @@ fn lock(devices: &Mutex<HashSet<Device>>) -> MutexGuard<'_, HashSet<Device>> {
     devices.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Finds out on a tmpfs that is never attached whether there is `noswap`, and how to mark.
-pub(super) fn probe() -> Result<(bool, Marks), ProbeError> {
+/// Finds out on a tmpfs that is never attached what it can have, and how to mark it.
+pub(super) fn probe() -> Result<(Options, Marks), ProbeError> {
     let limits = Limits::default();
-    let (noswap, scratch) = match build(&limits, true) {
-        Ok(scratch) => (true, scratch),
-        // Before 6.4 the option is not known; in a user namespace it is not allowed.
-        Err(_) => {
-            let scratch = build(&limits, false);
+    let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let selinux = has_selinux(&filesystems);
+    // Before 6.4 `noswap` is not known; in a user namespace it is not allowed.
+    let wanted = [(true, selinux), (false, selinux), (true, false)];
+    let scratch = wanted.into_iter().find_map(|(noswap, selinux)| {
+        let options = Options { noswap, selinux };
+        Some((options, build(&limits, options).ok()?))
+    });
+    let (options, scratch) = match scratch {
+        Some(scratch) => scratch,
+        None => {
+            let options = Options {
+                noswap: false,
+                selinux: false,
+            };
+            let scratch = build(&limits, options);
             let scratch = scratch.map_err(|Failed { step, errno }| ProbeError { step, errno })?;
-            (false, scratch)
+            (options, scratch)
         }
     };
     let record = Record {
@@ -100,7 +124,15 @@ pub(super) fn probe() -> Result<(bool, Marks), ProbeError> {
         Ok(()) => Marks::Recorded,
         Err(_) => Marks::Remembered(Mutex::default()),
     };
-    Ok((noswap, marks))
+    Ok((options, marks))
+}
+
+/// The kernel has that filesystem only where SELinux is on.
+fn has_selinux(filesystems: &str) -> bool {
+    let mut names = filesystems
+        .lines()
+        .filter_map(|line| line.split('\t').nth(1));
+    names.any(|name| name == "selinuxfs")
 }
 
 /// A tmpfs that is not attached anywhere: it goes with its descriptors.
@@ -115,7 +147,7 @@ pub(super) struct Built {
 ///
 /// Three generations fit: the present one, the one before it that readers may still be in, and the
 /// next.
-pub(super) fn build(limits: &Limits, noswap: bool) -> Result<Built, Failed> {
+pub(super) fn build(limits: &Limits, options: Options) -> Result<Built, Failed> {
     let at = |step| move |errno| Failed { step, errno };
     let page = rustix::param::page_size();
     // Each file ends in a page of its own, and the link to a long name in the root takes one.
@@ -136,8 +168,11 @@ pub(super) fn build(limits: &Limits, noswap: bool) -> Result<Built, Failed> {
     ] {
         fsconfig_set_string(fd, key, value).map_err(at("configure a tmpfs for"))?;
     }
-    if noswap {
+    if options.noswap {
         fsconfig_set_flag(fd, "noswap").map_err(at("configure a tmpfs for"))?;
+    }
+    if options.selinux {
+        fsconfig_set_string(fd, "context", SELINUX_CONTEXT).map_err(at("label a tmpfs for"))?;
     }
     fsconfig_create(fd).map_err(at("create a tmpfs for"))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
@@ -182,4 +217,33 @@ pub(super) fn look(folder: &OwnedFd) -> Result<Seen, Errno> {
         tmpfs: mount_root && rustix::fs::fstatfs(folder)?.f_type == TMPFS_MAGIC,
         device: (stat.stx_dev_major, stat.stx_dev_minor),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selinux_is_on_where_the_kernel_has_its_filesystem() {
+        assert!(has_selinux("nodev\tsysfs\nnodev\tselinuxfs\n\text4\n"));
+        for off in ["", "nodev\tsysfs\n\text4\n", "nodev\tnotselinuxfs\n"] {
+            assert!(!has_selinux(off), "{off:?}");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a mount namespace: cargo xtask test"]
+    fn a_label_is_asked_for_only_where_selinux_is_on() {
+        let filesystems = std::fs::read_to_string("/proc/filesystems").expect("of the kernel");
+        let (options, _) = probe().map_err(|error| error.to_string()).expect("a tmpfs");
+        assert_eq!(options.selinux, has_selinux(&filesystems));
+        if !options.selinux {
+            let labelled = Options {
+                selinux: true,
+                ..options
+            };
+            let refused = build(&Limits::default(), labelled).err().expect("unknown");
+            assert_eq!(refused.step, "label a tmpfs for");
+        }
+    }
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use crate::pods::{Account, Node, Volume, pass};
+use crate::store::BOUND_TO_PODS;
 
 const IDENTITIES: usize = 20;
 const OBJECTS: usize = 20;
@@ -20,6 +21,14 @@ const READS: usize = 100;
 /// Of the 400 pairs of an identity and an object, how many the store refuses at most.
 const DENIED: usize = 12;
 const TTL: Duration = Duration::from_secs(10);
+
+/// A volume of an account, and whom the store takes its pod for.
+struct Held {
+    account: usize,
+    asked_as: String,
+    objects: Vec<usize>,
+    volume: Volume,
+}
 
 /// A version that was right, and when it stopped to be.
 type Right = (u64, Option<Instant>);
@@ -39,6 +48,22 @@ impl Oracle {
         }
         good.retain(|(_, until)| until.is_none_or(|until| now < until + 2 * TTL));
         good.extend(version.map(|version| (version, None)));
+    }
+
+    /// The same for a volume whose role is bound to its pod.
+    fn change_of_pod(
+        &mut self,
+        node: &Node,
+        held: &Held,
+        object: &str,
+        now: Instant,
+        version: Option<u64>,
+    ) {
+        if held.asked_as.starts_with("pod-") {
+            let denied = (held.asked_as.clone(), object.to_owned());
+            let refused = node.store.state().denied.contains(&denied);
+            self.change(&held.asked_as, object, now, version.filter(|_| !refused));
+        }
     }
 
     fn check(&self, who: &str, object: &str, version: u64, now: Instant) {
@@ -81,7 +106,7 @@ async fn rule_c1_rule_c9_a_million_reads_give_nothing_that_the_store_would_not_h
     }
     let mut versions = [0u64; OBJECTS];
     let mut denied = [[false; OBJECTS]; IDENTITIES];
-    let mut volumes: Vec<(usize, Vec<usize>, Volume)> = Vec::new();
+    let mut volumes: Vec<Held> = Vec::new();
     let mut served = 0usize;
     let mut refused = 0usize;
     for round in 0..ROUNDS {
@@ -98,6 +123,10 @@ async fn rule_c1_rule_c9_a_million_reads_give_nothing_that_the_store_would_not_h
                     let right = (!denied[who][what]).then_some(versions[what]);
                     oracle.change(&account.uid, &object, now, right);
                 }
+                for held in &volumes {
+                    let right = (!denied[held.account][what]).then_some(versions[what]);
+                    oracle.change_of_pod(&node, held, &object, now, right);
+                }
             } else {
                 denied[who][what] = !denied[who][what];
                 let account = &accounts[who].uid;
@@ -107,6 +136,9 @@ async fn rule_c1_rule_c9_a_million_reads_give_nothing_that_the_store_would_not_h
                 }
                 let right = (!denied[who][what]).then_some(versions[what]);
                 oracle.change(account, &object, now, right);
+                for held in volumes.iter().filter(|held| held.account == who) {
+                    oracle.change_of_pod(&node, held, &object, now, right);
+                }
             }
         }
         node.store.state().down = chance.usize(0..20) == 0;
@@ -122,28 +154,47 @@ async fn rule_c1_rule_c9_a_million_reads_give_nothing_that_the_store_would_not_h
         named.dedup();
         let names: Vec<_> = named.iter().map(|object| format!("o{object}")).collect();
         let mut class = json!({"provider": "store", "parameters": {"objects": names.join(",")}, "refresh": {"interval": "10s"}});
-        if chance.usize(0..4) == 0 {
+        // A role that is bound to pods: each of them is somebody of its own.
+        let pod = format!("pod-{round}");
+        let bound = chance.usize(0..4) == 0;
+        let mut asked_as = accounts[who].uid.clone();
+        if bound {
             class["sharing"] = json!("Pod");
+            class["parameters"]["role"] = json!(BOUND_TO_PODS);
+            asked_as.clone_from(&pod);
+            for &object in &named {
+                let refused = chance.usize(0..20) == 0;
+                if refused {
+                    node.store.deny(&pod, &format!("o{object}"));
+                }
+                let right = (!refused && !denied[who][object]).then_some(versions[object]);
+                oracle.change(&pod, &format!("o{object}"), now, right);
+            }
         }
         if chance.usize(0..8) == 0 {
             class["refresh"] = json!({"strategy": "Get", "interval": "10s"});
         }
-        let pod = accounts[who].pod(&format!("pod-{round}"));
-        volumes.push((who, named, node.volume(&pod, class)));
+        let volume = node.volume(&accounts[who].pod(&pod), class);
+        volumes.push(Held {
+            account: who,
+            asked_as,
+            objects: named,
+            volume,
+        });
         // Many read at once, some of them with little patience.
         let reads = (0..READS).map(|_| {
-            let (who, objects, volume) = &volumes[chance.usize(0..volumes.len())];
+            let held = &volumes[chance.usize(0..volumes.len())];
             let patience = Duration::from_millis(chance.u64(1..200));
-            async move { (*who, objects, timeout(patience, volume.read()).await) }
+            async move { (held, timeout(patience, held.volume.read()).await) }
         });
-        for (who, objects, read) in futures_util::future::join_all(reads).await {
+        for (held, read) in futures_util::future::join_all(reads).await {
             let Ok(Ok(values)) = read else {
-                refused += objects.len();
+                refused += held.objects.len();
                 continue;
             };
             let now = Instant::now();
-            for (object, value) in objects.iter().zip(&values) {
-                let account = &accounts[who].uid;
+            for (object, value) in held.objects.iter().zip(&values) {
+                let account = &accounts[held.account].uid;
                 let prefix = format!("GET o{object} of {account} v");
                 let version = value
                     .strip_prefix(&prefix)

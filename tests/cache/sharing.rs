@@ -5,6 +5,8 @@ use coffer::pacer::Rate;
 use serde_json::json;
 use std::time::Duration;
 
+use crate::store::BOUND_TO_PODS;
+
 use crate::pods::{Account, MINUTE, Node, SECOND, class, class_with, pass, web};
 
 #[tokio::test(start_paused = true)]
@@ -60,9 +62,9 @@ async fn what_belongs_to_one_pod_is_made_for_each_even_when_all_ask_at_once() {
 #[tokio::test(start_paused = true)]
 async fn sharing_pod_gives_each_pod_what_its_own_token_gets() {
     let node = Node::new();
-    node.store.state().by_pod = true;
     node.store.deny("b", "db");
-    let own = class_with("db", json!({"sharing": "Pod"}));
+    let own = json!({"provider": "store", "sharing": "Pod",
+        "parameters": {"objects": "db", "role": BOUND_TO_PODS}});
     let a = node.volume(&web().pod("a"), own.clone());
     let b = node.volume(&web().pod("b"), own);
     assert!(a.read().await.is_ok());

@@ -40,9 +40,10 @@ pub(crate) struct State {
     pub(crate) released: Vec<String>,
     pub(crate) logged_out: Vec<String>,
     leases: usize,
-    /// Roles are bound to pods, not to their accounts.
-    pub(crate) by_pod: bool,
 }
+
+/// The role that a store gives to pods, and not to their account.
+pub(crate) const BOUND_TO_PODS: &str = "bound-to-pods";
 
 /// The store. Clones are the same one. Objects are static values, but for those named `lease…` (an hour,
 /// one for each pod) and `cert…` (a day, shared).
@@ -134,7 +135,8 @@ impl Reader {
         }
         let name = object.name.clone();
         let may = |who: &str| !state.denied.contains(&(who.to_owned(), name.clone()));
-        if !may(&who) || (state.by_pod && !may(&caller.pod.uid)) {
+        let by_pod = matches!(&self.identified_by, IdentifiedBy::Token { role, .. } if role == BOUND_TO_PODS);
+        if !may(&who) || (by_pod && !may(&caller.pod.uid)) {
             return error(ErrorKind::PermissionDenied, "permission denied");
         }
         let version = *state.versions.entry(name.clone()).or_default();
@@ -217,7 +219,12 @@ impl Source for Reader {
         state.looks.extend(objects.iter().map(|_| now));
         let who = account(&self.identified_by, caller);
         let version = |object: &ObjectRef| {
-            let denied = state.denied.contains(&(who.clone(), object.name.clone()));
+            let denies = |who: &str| {
+                state
+                    .denied
+                    .contains(&(who.to_owned(), object.name.clone()))
+            };
+            let denied = denies(&who) || denies(&caller.pod.uid);
             let version = state.versions.get(&object.name).copied().unwrap_or(0);
             let known = !denied && !state.down;
             known

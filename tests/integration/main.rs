@@ -13,6 +13,9 @@
 
 mod audit;
 mod bad_input;
+#[allow(dead_code, reason = "the tests of the provider need more of it")]
+#[path = "../../providers/vault/tests/vault/bao.rs"]
+mod bao;
 mod budget;
 mod handover;
 mod harness;
@@ -28,4 +31,8 @@ mod rotation;
 mod scripted;
 mod soak;
 mod socket;
+#[allow(dead_code, reason = "the tests of the provider need more of it")]
+#[path = "../../providers/vault/tests/vault/stand_in.rs"]
+mod stand_in;
 mod superset;
+mod vault;

@@ -46,7 +46,7 @@ const FILES: [(&str, usize); 4] = [
 #[ignore = "needs a mount namespace: cargo xtask test"]
 async fn rule_w1_rule_w2_readers_see_whole_versions_in_order_while_the_driver_is_killed_at_random()
 {
-    let length = long_form().unwrap_or(Duration::from_secs(30));
+    let length = long_form().unwrap_or(Duration::from_secs(60));
     let mut node = Node::start_with(&["--log-level=info"]).await;
     let source = node.folders.at("secrets/shop/set.json");
     replace(&source, &version(0));

@@ -64,13 +64,14 @@ pub(crate) fn run() -> ExitCode {
             )
         });
         let report = suite(&mut tally, "tests", cargo_test(cargo()));
+        let bao = made(bao);
         if let Some(left_out) = report.left_out.get("a mount namespace") {
-            in_namespace(&mut tally, left_out, made(sanity));
+            in_namespace(&mut tally, left_out, made(sanity), bao.as_ref().ok());
         }
         with_aws(&mut tally, &report, made(aws));
         let ran = with_helm(&mut tally, made(helm), &["--ignored"], false);
         tally.made_up_for(ran);
-        with_bao(&mut tally, made(bao));
+        with_bao(&mut tally, bao);
         step(&mut tally, "licences, bans and sources", || {
             succeed(
                 Command::new(made(deny)?)
@@ -181,13 +182,19 @@ fn with_aws(tally: &mut Tally, report: &Report, aws: Result<parts::Aws>) {
 }
 
 /// The tests that the first run of `cargo test` left out for want of a mount namespace.
-fn in_namespace(tally: &mut Tally, left_out: &LeftOut, csi_sanity: Result<PathBuf>) {
+fn in_namespace(
+    tally: &mut Tally,
+    left_out: &LeftOut,
+    csi_sanity: Result<PathBuf>,
+    bao: Option<&PathBuf>,
+) {
     let title = "tests in a mount namespace";
     let command = csi_sanity.and_then(|csi_sanity| {
         let mut command = namespace::unshare()?;
         command
             .arg(cargo().get_program())
-            .env(CSI_SANITY, csi_sanity);
+            .env(CSI_SANITY, csi_sanity)
+            .envs(bao.map(|bao| (BAO, bao)));
         Ok(command)
     });
     let mut command = match command {
