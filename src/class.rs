@@ -158,6 +158,7 @@ pub struct Item {
     /// What the store has is written like this, and the file gets what that stands for; without it, the
     /// file gets what the store has, byte for byte.
     #[serde(default)]
+    #[schemars(with = "String", extend("enum" = ["base64", "hex", "utf-8"]))]
     pub encoding: Option<Encoding>,
 }
 

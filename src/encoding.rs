@@ -4,12 +4,11 @@ use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use coffer_provider::SecretBytes;
-use schemars::JsonSchema;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
 /// How the value of an item is written in its store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum Encoding {
     /// As the text that it is: a value that is not UTF-8 is an error.
     #[serde(rename = "utf-8")]

@@ -155,3 +155,33 @@ fn structural(schema: &mut Value) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every field has its type where it stands: the API server takes no other schema.
+    fn check(path: &str, schema: &Value) {
+        for word in ["anyOf", "oneOf", "allOf", "not"] {
+            assert!(schema.get(word).is_none(), "{path}: {word}");
+        }
+        let open = schema.get("x-kubernetes-preserve-unknown-fields").is_some();
+        let typed = schema.get("type").is_some_and(Value::is_string);
+        let either = schema.get("x-kubernetes-int-or-string").is_some();
+        assert!(open || typed || either, "{path} has no type");
+        let properties = schema.get("properties").and_then(Value::as_object);
+        for (name, field) in properties.into_iter().flatten() {
+            check(&format!("{path}.{name}"), field);
+        }
+        for inner in ["items", "additionalProperties"] {
+            if let Some(inner) = schema.get(inner).filter(|inner| inner.is_object()) {
+                check(&format!("{path}[]"), inner);
+            }
+        }
+    }
+
+    #[test]
+    fn the_schemas_are_structural() {
+        check("spec", &schema::<Spec>());
+    }
+}
