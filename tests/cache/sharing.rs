@@ -176,3 +176,34 @@ async fn rule_c9_a_hit_is_no_older_than_the_interval() {
     third.read().await.unwrap();
     assert_eq!(node.store.fetches(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_answers_of_a_role_that_is_bound_to_pods_are_kept_too() {
+    let node = Node::new();
+    node.store.state().latency = Duration::from_millis(20);
+    node.store.deny("b", "tls");
+    let own = json!({"provider": "store", "sharing": "Pod", "refresh": {"interval": "10s"},
+        "parameters": {"objects": "db,tls", "role": BOUND_TO_PODS}});
+    let a = node.volume(&web().pod("a"), own.clone());
+    let b = node.volume(&web().pod("b"), own);
+    for _ in 0..30 {
+        assert!(a.read().await.is_ok());
+        assert!(b.read().await.is_err());
+        pass(SECOND).await;
+    }
+    let of_a = node
+        .store
+        .state()
+        .fetches
+        .iter()
+        .filter(|fetch| fetch.pod == "a")
+        .count();
+    assert_eq!(of_a, 2);
+    let state = node.store.state();
+    let of_b = |object: &str| {
+        let of = |fetch: &&crate::store::Fetch| fetch.pod == "b" && fetch.request.ends_with(object);
+        state.fetches.iter().filter(of).count()
+    };
+    assert_eq!(of_b("db"), 1);
+    assert!(of_b("tls") <= 30, "{}", of_b("tls"));
+}
