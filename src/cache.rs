@@ -27,7 +27,7 @@ use crate::error::PublishError;
 use crate::flight::{Answer, Flight, Item, Outcome, ReadFailure};
 use crate::identity::{Identity, Requester};
 use crate::pacer::{self, Pacer, Rate, Urgency};
-use crate::schedule::{self, Strategy};
+use crate::schedule::{self, Backoff, Strategy};
 use crate::spec::{VolumeSource, VolumeSpec};
 use crate::telemetry::Metrics;
 use crate::volume::Record;
@@ -52,6 +52,8 @@ pub struct Settings {
     pub slots: usize,
     /// How many first mounts wait for one store.
     pub queue: usize,
+    /// How long a store that failed is left alone.
+    pub backoff: Backoff,
     /// Moves the schedule of this node against that of others.
     pub seed: u64,
 }
@@ -63,6 +65,7 @@ impl Default for Settings {
             rate: Rate::default(),
             slots: pacer::SLOTS,
             queue: pacer::QUEUE,
+            backoff: Backoff::default(),
             seed: 0,
         }
     }
@@ -288,7 +291,7 @@ impl SecretCache {
             let strategy = match (spec.refresh().strategy, &watch) {
                 (Some(RefreshStrategy::Get), _) => Strategy::Get,
                 (_, Some(_)) => Strategy::Watch,
-                (_, None) => Strategy::Cache(spec.refresh().interval),
+                (_, None) => Strategy::Cache(spec.interval()),
             };
             if let Some(watch) = watch {
                 let changed = watch.map(move |()| Told::Changed(index));
@@ -1103,7 +1106,9 @@ impl Inner {
         entry.looks += 1;
         let chance = key.chance(self.settings.seed, entry.looks);
         let strategies = entry.users.values().map(|user| user.strategy);
-        let wait = schedule::after_failure(count, error.retry_after(), strategies, chance);
+        let retry_after = error.retry_after();
+        let backoff = self.settings.backoff;
+        let wait = schedule::after_failure(backoff, count, retry_after, strategies, chance);
         entry.failed = Some(Failed {
             error: error.clone(),
             count,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coffer_provider::Provider;
 
@@ -12,11 +13,30 @@ use crate::spec::{VolumeSpec, merge};
 /// Most bytes in the parameters of one source, if nothing else is said.
 pub const PARAMETER_BYTES: usize = 64 * 1024;
 
+/// How often stores are asked that do not tell of changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intervals {
+    /// For classes that do not say.
+    pub default: Duration,
+    /// What a class may ask for: a shorter one would be a load on the store that nobody meant.
+    pub least: Duration,
+}
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self {
+            default: Duration::from_secs(120),
+            least: Duration::from_secs(10),
+        }
+    }
+}
+
 /// The providers of this process.
 #[derive(Clone)]
 pub struct Catalog {
     providers: BTreeMap<&'static str, Arc<dyn Provider>>,
     parameter_bytes: usize,
+    intervals: Intervals,
 }
 
 impl Default for Catalog {
@@ -24,6 +44,7 @@ impl Default for Catalog {
         Self {
             providers: BTreeMap::new(),
             parameter_bytes: PARAMETER_BYTES,
+            intervals: Intervals::default(),
         }
     }
 }
@@ -43,6 +64,13 @@ impl Catalog {
         self
     }
 
+    /// The same, with these intervals for classes.
+    #[must_use]
+    pub fn with_intervals(mut self, intervals: Intervals) -> Self {
+        self.intervals = intervals;
+        self
+    }
+
     /// The names there are, a closed list for metrics.
     #[must_use]
     pub fn names(&self) -> Vec<&'static str> {
@@ -52,7 +80,8 @@ impl Catalog {
     /// What a volume of `class` with the pod's `attributes` asks of whom.
     ///
     /// # Errors
-    /// A provider that is not there, or parameters that it does not take, or too many of them.
+    /// A provider that is not there, or parameters that it does not take, or too many of them, or too
+    /// short an interval.
     pub fn resolve(
         &self,
         class: Arc<SecretProviderClass>,
@@ -93,7 +122,24 @@ impl Catalog {
             })?;
             sources.push((*name, source));
         }
-        Ok(VolumeSpec::new(class, sources))
+        let interval = self.interval(&class)?;
+        Ok(VolumeSpec::new(class, sources, interval))
+    }
+
+    fn interval(&self, class: &SecretProviderClass) -> Result<Duration, PublishError> {
+        let Intervals { default, least } = self.intervals;
+        match class.refresh.interval {
+            None => Ok(default),
+            Some(interval) if interval >= least => Ok(interval),
+            Some(_) => {
+                let least = least.as_secs_f64();
+                let problem = format!("must be {least} s or more (--min-rotation-interval)");
+                Err(PublishError::InvalidClass {
+                    name: class.name.clone(),
+                    error: ClassError::new("spec.refresh.interval", problem),
+                })
+            }
+        }
     }
 }
 
@@ -102,6 +148,47 @@ mod tests {
     use super::*;
     use crate::class::ClassName;
     use coffer_provider::testing::ScriptedProvider;
+
+    #[test]
+    fn intervals_have_a_default_and_a_least() {
+        let resolved = |intervals: Option<Intervals>, refresh: serde_json::Value| {
+            let catalog =
+                Catalog::default().with("scripted", Arc::new(ScriptedProvider::default()));
+            let catalog = match intervals {
+                Some(intervals) => catalog.with_intervals(intervals),
+                None => catalog,
+            };
+            let name = ClassName {
+                namespace: "shop".into(),
+                name: "shop".into(),
+            };
+            let spec = serde_json::json!({
+                "provider": "scripted", "parameters": {"objects": "a"}, "refresh": refresh,
+            });
+            let class = SecretProviderClass::new(name, spec).expect("good");
+            let resolved = catalog.resolve(Arc::new(class), &BTreeMap::new());
+            let interval = resolved.map(|spec| spec.interval().as_secs());
+            interval.map_err(|error| error.to_string())
+        };
+        let of = |interval: &str| serde_json::json!({"interval": interval});
+        let refused = |least| {
+            Err(format!(
+                "SecretProviderClass shop/shop: spec.refresh.interval: must be {least} s or more (--min-rotation-interval)"
+            ))
+        };
+        assert_eq!(resolved(None, serde_json::json!({})), Ok(120));
+        assert_eq!(resolved(None, of("9s")), refused(10));
+        assert_eq!(resolved(None, of("10s")), Ok(10));
+        assert_eq!(resolved(None, of("11s")), Ok(11));
+        let rare = Intervals {
+            default: Duration::from_secs(3600),
+            least: Duration::from_secs(60),
+        };
+        assert_eq!(resolved(Some(rare), serde_json::json!({})), Ok(3600));
+        assert_eq!(resolved(Some(rare), of("59s")), refused(60));
+        assert_eq!(resolved(Some(rare), of("1m")), Ok(60));
+        assert_eq!(resolved(Some(rare), of("61s")), Ok(61));
+    }
 
     #[test]
     fn parameters_are_bounded() {

@@ -63,24 +63,14 @@ pub struct SecretProviderClass {
 pub const REFRESH: &str = "secrets-store.csi.x-k8s.io/refresh";
 
 /// When changes in the stores reach the volumes of a class.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refresh {
     /// How changes are noticed; not given, as the store allows: Watch if it tells, else Cache.
     pub strategy: Option<RefreshStrategy>,
-    /// How often a store is asked that does not tell.
-    pub interval: Duration,
+    /// How often a store is asked that does not tell; not given, as often as the administrator says.
+    pub interval: Option<Duration>,
     /// How much older than `interval` an answer may be that a further pod gets while its store is away.
     pub max_stale: Duration,
-}
-
-impl Default for Refresh {
-    fn default() -> Self {
-        Self {
-            strategy: None,
-            interval: Duration::from_secs(120),
-            max_stale: Duration::ZERO,
-        }
-    }
 }
 
 /// How changes in a store are noticed: the kubelet's own three ways.
@@ -102,7 +92,7 @@ struct RefreshSpec {
     #[serde(default)]
     #[schemars(with = "String", extend("enum" = ["Watch", "Cache", "Get"]))]
     strategy: Option<RefreshStrategy>,
-    /// How often the store is asked, 10s or more, 2m if not given.
+    /// How often the store is asked, 10s or more, 2m if not given; the administrator can set both.
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     interval: Option<jiff::SignedDuration>,
@@ -418,38 +408,18 @@ impl SecretProviderClass {
     }
 }
 
-/// A shorter interval would be a load on the store that nobody meant.
-const SHORTEST_INTERVAL: Duration = Duration::from_secs(10);
-
 fn refresh(spec: Option<&RefreshSpec>) -> Result<Refresh, ClassError> {
-    let default = Refresh::default();
     let Some(spec) = spec else {
-        return Ok(default);
+        return Ok(Refresh::default());
     };
-    let duration = |field: &str, given: Option<jiff::SignedDuration>, default, least: Duration| {
-        let given = match given {
-            None => return Ok(default),
-            Some(given) => Duration::try_from(given).ok(),
-        };
-        given.filter(|given| *given >= least).ok_or_else(|| {
-            let problem = format!("must be {} s or more", least.as_secs());
-            ClassError::new(format!("spec.refresh.{field}"), problem)
-        })
+    let duration = |field: &str, given: Option<jiff::SignedDuration>| {
+        let given = given.map(Duration::try_from).transpose();
+        given.map_err(|_| ClassError::new(format!("spec.refresh.{field}"), "must be 0 s or more"))
     };
     Ok(Refresh {
         strategy: spec.strategy,
-        interval: duration(
-            "interval",
-            spec.interval,
-            default.interval,
-            SHORTEST_INTERVAL,
-        )?,
-        max_stale: duration(
-            "maxStale",
-            spec.max_stale,
-            default.max_stale,
-            Duration::ZERO,
-        )?,
+        interval: duration("interval", spec.interval)?,
+        max_stale: duration("maxStale", spec.max_stale)?.unwrap_or_default(),
     })
 }
 
@@ -743,20 +713,15 @@ mod tests {
         .expect("good");
         let expected = Refresh {
             strategy: Some(RefreshStrategy::Get),
-            interval: Duration::from_secs(90),
+            interval: Some(Duration::from_secs(90)),
             max_stale: Duration::from_secs(3600),
         };
         assert_eq!(class.refresh, expected);
         assert_eq!(class.sharing, Some(Sharing::Pod));
-        assert!(one("provider: a\nrefresh: {interval: 10s}").is_ok());
         for (spec, message) in [
             (
-                "refresh: {interval: 9s}",
-                "spec.refresh.interval: must be 10 s or more",
-            ),
-            (
                 "refresh: {interval: -1m}",
-                "spec.refresh.interval: must be 10 s or more",
+                "spec.refresh.interval: must be 0 s or more",
             ),
             (
                 "refresh: {maxStale: -1s}",

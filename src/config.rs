@@ -10,10 +10,11 @@ use clap::{Args, ValueEnum};
 use tracing::Level;
 
 use crate::cache::Settings;
-use crate::catalog::PARAMETER_BYTES;
+use crate::catalog::{Intervals, PARAMETER_BYTES};
 use crate::pacer::Rate;
 use crate::payload::Limits;
 use crate::publish::STORE_DEADLINE;
+use crate::schedule::Backoff;
 use crate::tokens::TokenSource;
 use crate::volume::TargetRules;
 
@@ -91,9 +92,39 @@ pub struct NodeArgs {
     #[arg(long, env = "COFFER_MAX_REQUEST_BYTES", default_value = "4Mi", value_parser = quantity)]
     pub max_request_bytes: u64,
 
-    /// Seconds that a first mount may take; less where the kubelet waits less
-    #[arg(long, env = "COFFER_PUBLISH_TIMEOUT", default_value_t = 60)]
-    pub publish_timeout: u64,
+    /// How long a first mount may take; less where the kubelet waits less
+    #[arg(long, env = "COFFER_PUBLISH_TIMEOUT", default_value = "60s", value_parser = duration)]
+    pub publish_timeout: Duration,
+
+    /// How often a store is asked for the classes that do not say
+    #[arg(
+        long,
+        alias = "rotation-poll-interval",
+        env = "COFFER_ROTATION_INTERVAL",
+        default_value = "2m",
+        value_parser = duration
+    )]
+    pub rotation_interval: Duration,
+
+    /// The shortest interval that a class may ask for
+    #[arg(long, env = "COFFER_MIN_ROTATION_INTERVAL", default_value = "10s", value_parser = duration)]
+    pub min_rotation_interval: Duration,
+
+    /// How long it may take until there is a connection to a store
+    #[arg(long, env = "COFFER_STORE_CONNECT_TIMEOUT", default_value = "3s", value_parser = duration)]
+    pub store_connect_timeout: Duration,
+
+    /// How long one request to a store may take
+    #[arg(long, env = "COFFER_STORE_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub store_timeout: Duration,
+
+    /// How long a store is left alone after its first failure; twice as long after each further one
+    #[arg(long, env = "COFFER_STORE_BACKOFF", default_value = "500ms", value_parser = duration)]
+    pub store_backoff: Duration,
+
+    /// How long a store is left alone after many failures
+    #[arg(long, env = "COFFER_STORE_MAX_BACKOFF", default_value = "60s", value_parser = duration)]
+    pub store_max_backoff: Duration,
 
     /// Requests to one store in a second, in the long run; twice as many at once
     #[arg(long, env = "COFFER_STORE_RATE", default_value_t = 50)]
@@ -232,6 +263,28 @@ pub struct Bounds {
     pub request_bytes: usize,
     /// How long a publish waits for its stores.
     pub publish_timeout: Duration,
+    /// How often stores are asked.
+    pub intervals: Intervals,
+    /// How long one request to a store may take.
+    pub store: Patience,
+}
+
+/// How long one request to a store may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Until there is a connection.
+    pub connect: Duration,
+    /// Until the answer is there, all of it.
+    pub attempt: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(3),
+            attempt: Duration::from_secs(10),
+        }
+    }
 }
 
 impl Default for Bounds {
@@ -241,8 +294,19 @@ impl Default for Bounds {
             parameter_bytes: PARAMETER_BYTES,
             request_bytes: 4 << 20,
             publish_timeout: STORE_DEADLINE,
+            intervals: Intervals::default(),
+            store: Patience::default(),
         }
     }
+}
+
+/// A time, as Go and Kubernetes write it; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().map(Duration::from_secs).ok();
+    let written = || Duration::try_from(text.parse::<jiff::SignedDuration>().ok()?).ok();
+    seconds
+        .or_else(written)
+        .ok_or_else(|| "must be a time like 90s, 1m30s or 500ms".to_owned())
 }
 
 /// Bytes, as a number or with one of the units that Kubernetes has for memory.
@@ -330,6 +394,7 @@ fn cache(args: &NodeArgs) -> Result<Settings, ConfigError> {
         bytes: args.cache_bytes as usize,
         slots: args.store_requests,
         queue: args.store_queue,
+        backoff: backoff(args)?,
         rate: Rate {
             per_second: f64::from(args.store_rate),
             burst: f64::from(args.store_rate) * 2.0,
@@ -359,13 +424,84 @@ fn bounds(args: &NodeArgs) -> Result<Bounds, ConfigError> {
             (64 << 10, 64 << 20),
             "must be between 64Ki and 64Mi",
         )? as usize,
-        publish_timeout: Duration::from_secs(within(
+        publish_timeout: time_within(
             "publish-timeout",
             args.publish_timeout,
-            (1, STORE_DEADLINE.as_secs()),
-            "must be between 1 and 60 seconds: one question to a store is given up after 60",
-        )?),
+            (SECOND, STORE_DEADLINE),
+            "must be between 1s and 60s: one question to a store is given up after 60s",
+        )?,
+        intervals: intervals(args)?,
+        store: patience(args)?,
     })
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn intervals(args: &NodeArgs) -> Result<Intervals, ConfigError> {
+    let least = time_within(
+        "min-rotation-interval",
+        args.min_rotation_interval,
+        (SECOND, DAY),
+        "must be between 1s and 24h",
+    )?;
+    Ok(Intervals {
+        least,
+        default: time_within(
+            "rotation-interval",
+            args.rotation_interval,
+            (least, DAY),
+            "must be between --min-rotation-interval and 24h",
+        )?,
+    })
+}
+
+fn patience(args: &NodeArgs) -> Result<Patience, ConfigError> {
+    let attempt = time_within(
+        "store-timeout",
+        args.store_timeout,
+        (SECOND, STORE_DEADLINE),
+        "must be between 1s and 60s",
+    )?;
+    Ok(Patience {
+        attempt,
+        connect: time_within(
+            "store-connect-timeout",
+            args.store_connect_timeout,
+            (Duration::from_millis(100), attempt),
+            "must be between 100ms and --store-timeout",
+        )?,
+    })
+}
+
+fn backoff(args: &NodeArgs) -> Result<Backoff, ConfigError> {
+    let longest = time_within(
+        "store-max-backoff",
+        args.store_max_backoff,
+        (SECOND, Duration::from_secs(600)),
+        "must be between 1s and 10m",
+    )?;
+    Ok(Backoff {
+        longest,
+        first: time_within(
+            "store-backoff",
+            args.store_backoff,
+            (Duration::from_millis(100), longest),
+            "must be between 100ms and --store-max-backoff",
+        )?,
+    })
+}
+
+fn time_within(
+    flag: &'static str,
+    given: Duration,
+    (least, most): (Duration, Duration),
+    problem: &'static str,
+) -> Result<Duration, ConfigError> {
+    match (least..=most).contains(&given) {
+        true => Ok(given),
+        false => Err(error(flag, format!("{given:?}"), problem)),
+    }
 }
 
 fn within(
@@ -495,12 +631,19 @@ mod tests {
         assert_eq!(config.bounds, Bounds::default());
         let (cache, expected) = (config.cache, Settings::default());
         assert_eq!(
-            (cache.bytes, cache.rate, cache.slots, cache.queue),
+            (
+                cache.bytes,
+                cache.rate,
+                cache.slots,
+                cache.queue,
+                cache.backoff
+            ),
             (
                 expected.bytes,
                 expected.rate,
                 expected.slots,
-                expected.queue
+                expected.queue,
+                expected.backoff
             )
         );
     }
@@ -525,9 +668,6 @@ mod tests {
             }),
             ("max-request-bytes", 64 << 10, 64 << 20, |config| {
                 config.bounds.request_bytes as u64
-            }),
-            ("publish-timeout", 1, 60, |config| {
-                config.bounds.publish_timeout.as_secs()
             }),
             ("store-rate", 1, 1 << 20, |config| {
                 config.cache.rate.per_second as u64
@@ -555,6 +695,60 @@ mod tests {
                 let start = format!("--{flag} \"{bad}\": must be ");
                 assert!(error.to_string().starts_with(&start), "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn every_time_has_a_range() {
+        for (flag, least, most, at) in [
+            (
+                "publish-timeout",
+                1_000,
+                60_000,
+                (|config| config.bounds.publish_timeout) as fn(&Config) -> Duration,
+            ),
+            ("min-rotation-interval", 1_000, 120_000, |config| {
+                config.bounds.intervals.least
+            }),
+            ("rotation-interval", 10_000, 86_400_000, |config| {
+                config.bounds.intervals.default
+            }),
+            ("rotation-poll-interval", 10_000, 86_400_000, |config| {
+                config.bounds.intervals.default
+            }),
+            ("store-timeout", 3_000, 60_000, |config| {
+                config.bounds.store.attempt
+            }),
+            ("store-connect-timeout", 100, 10_000, |config| {
+                config.bounds.store.connect
+            }),
+            ("store-backoff", 100, 60_000, |config| {
+                config.cache.backoff.first
+            }),
+            ("store-max-backoff", 1_000, 600_000, |config| {
+                config.cache.backoff.longest
+            }),
+        ] {
+            for good in [least, least + 1, most - 1, most] {
+                let config = config(&[&format!("--{flag}={good}ms")]).expect(flag);
+                assert_eq!(at(&config), Duration::from_millis(good), "{flag}");
+            }
+            for bad in [least - 1, most + 1] {
+                let error = config(&[&format!("--{flag}={bad}ms")]).expect_err(flag);
+                assert!(error.to_string().contains("must be between"), "{error}");
+            }
+        }
+        let longest = config(&["--min-rotation-interval=24h", "--rotation-interval=24h"]);
+        assert_eq!(longest.expect("a day").bounds.intervals.least, DAY);
+    }
+
+    #[test]
+    fn times_are_written_as_in_go_and_kubernetes() {
+        for (text, millis) in [("2m", 120_000), ("1m30s", 90_000), ("90", 90_000), ("500ms", 500)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for bad in ["", "soon", "-1s", "1.5.0s", "9999999999999999999999s"] {
+            assert!(duration(bad).is_err(), "{bad}");
         }
     }
 

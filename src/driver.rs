@@ -19,7 +19,7 @@ use crate::cache::SecretCache;
 use crate::catalog::Catalog;
 use crate::class_folder;
 use crate::classes::Classes;
-use crate::config::{Config, VaultArgs};
+use crate::config::{Config, Patience, VaultArgs};
 use crate::csi::{CsiServer, Sole};
 use crate::kube;
 use crate::payload::Limits;
@@ -32,7 +32,12 @@ use crate::volume::Volumes;
 /// # Errors
 /// When a part of it cannot start; everything that can be known at start is checked then.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let catalog = catalog(config.file_root.as_deref(), &config.vault, &config.limits)?;
+    let catalog = catalog(
+        config.file_root.as_deref(),
+        &config.vault,
+        &config.limits,
+        config.bounds.store,
+    )?;
     let classes = match &config.classes {
         Some(folder) => class_folder::follow(folder)?,
         None => kube::follow(config.kubeconfig.as_deref()).await?,
@@ -80,7 +85,9 @@ pub async fn run_with(
     let looking = cache.clone();
     let looking_until = stop.clone();
     tokio::spawn(async move { looking.run(looking_until).await });
-    let catalog = catalog.with_parameter_bytes(config.bounds.parameter_bytes);
+    let catalog = catalog
+        .with_parameter_bytes(config.bounds.parameter_bytes)
+        .with_intervals(config.bounds.intervals);
     let publisher = Publisher::new(
         classes,
         catalog,
@@ -118,10 +125,11 @@ pub fn catalog(
     file_root: Option<&Path>,
     vault: &VaultArgs,
     limits: &Limits,
+    store: Patience,
 ) -> anyhow::Result<Catalog> {
     let mut catalog = Catalog::default();
     for (name, flavour) in [("vault", Flavour::Vault), ("openbao", Flavour::OpenBao)] {
-        let provider = VaultProvider::new(vault_settings(vault, flavour, limits));
+        let provider = VaultProvider::new(vault_settings(vault, flavour, limits, store));
         let provider = provider.with_context(|| format!("the provider {name}"))?;
         catalog = catalog.with(name, Arc::new(provider));
     }
@@ -138,7 +146,12 @@ pub fn catalog(
     Ok(catalog)
 }
 
-fn vault_settings(args: &VaultArgs, flavour: Flavour, limits: &Limits) -> Settings {
+fn vault_settings(
+    args: &VaultArgs,
+    flavour: Flavour,
+    limits: &Limits,
+    store: Patience,
+) -> Settings {
     let default = Settings::default();
     let certificate = args.vault_tls_client_cert.clone();
     let client_certificate = certificate.zip(args.vault_tls_client_key.clone());
@@ -159,6 +172,8 @@ fn vault_settings(args: &VaultArgs, flavour: Flavour, limits: &Limits) -> Settin
         limits: coffer_provider_vault::Limits {
             body: limits.bytes,
             objects: limits.files,
+            connect: store.connect,
+            attempt: store.attempt,
             ..default.limits
         },
         ..Settings::default()

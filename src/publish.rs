@@ -333,7 +333,7 @@ impl Publisher {
             match told {
                 Told::Changed(source) => followed.subscription.mark_due(source),
                 Told::Ended(source) => {
-                    let interval = followed.spec.refresh().interval;
+                    let interval = followed.spec.interval();
                     followed.subscription.ask_instead(source, interval);
                 }
             }

@@ -11,8 +11,24 @@ pub const WATCH_LOOK: Duration = Duration::from_secs(600);
 /// How long a failure is remembered, at most: who asks again in that time gets the same answer (C5).
 pub const REMEMBERED: Duration = Duration::from_secs(5);
 
-const BACKOFF: Duration = Duration::from_millis(500);
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// How long a store that failed is left alone: `first` at most after the first failure, twice as long
+/// after each further one, up to `longest`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// After the first failure.
+    pub first: Duration,
+    /// After many.
+    pub longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            first: Duration::from_millis(500),
+            longest: Duration::from_secs(60),
+        }
+    }
+}
 
 /// The longest time for which a store can ask to be left alone.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
@@ -101,6 +117,7 @@ pub fn is_truncated(before: Duration, renewed: Duration) -> bool {
 /// back, and not before the store wants to be asked again. `chance` is in 0..1.
 #[must_use]
 pub fn after_failure(
+    backoff: Backoff,
     failures: u32,
     retry_after: Option<Duration>,
     strategies: impl Iterator<Item = Strategy>,
@@ -110,12 +127,12 @@ pub fn after_failure(
         Strategy::Cache(interval) => Some(interval),
         Strategy::Watch | Strategy::Get => None,
     });
-    let longest = intervals.fold(BACKOFF_MAX, Duration::min);
-    let doubled = BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16));
+    let longest = intervals.fold(backoff.longest, Duration::min);
+    let doubled = backoff.first.saturating_mul(1 << failures.saturating_sub(1).min(16));
     let jittered = doubled.min(longest).mul_f64(chance);
     let wanted = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
     // Never in a tight loop, whatever chance says.
-    jittered.max(wanted).max(BACKOFF / 10)
+    jittered.max(wanted).max(backoff.first / 10)
 }
 
 /// Until when a failure is answered from memory: no longer than until the next try.
@@ -176,24 +193,33 @@ mod tests {
     }
 
     #[test]
-    fn failures_back_off_up_to_a_minute_and_a_store_can_ask_for_more() {
-        let most = |failures| after_failure(failures, None, [].into_iter(), 0.999_999);
-        assert!(most(1) <= BACKOFF && most(1) > BACKOFF / 2);
-        assert!(most(2) > BACKOFF && most(2) <= 2 * BACKOFF);
-        assert!(most(8) <= BACKOFF_MAX && most(u32::MAX) > BACKOFF_MAX / 2);
-        assert!(after_failure(1, None, [].into_iter(), 0.0) > Duration::ZERO);
-        let asked = |after| after_failure(1, Some(after), [].into_iter(), 0.5);
+    fn failures_back_off_up_to_a_limit_and_a_store_can_ask_for_more() {
+        let usual = Backoff::default();
+        let patient = Backoff {
+            first: Duration::from_secs(3),
+            longest: Duration::from_secs(100),
+        };
+        for backoff in [usual, patient] {
+            let Backoff { first, longest } = backoff;
+            let most = |failures| after_failure(backoff, failures, None, [].into_iter(), 0.999_999);
+            assert!(most(1) <= first && most(1) > first / 2);
+            assert!(most(2) > first && most(2) <= 2 * first);
+            assert!(most(8) <= longest && most(u32::MAX) > longest.mul_f64(0.99));
+            assert!(after_failure(backoff, 1, None, [].into_iter(), 0.0) > Duration::ZERO);
+        }
+        assert_eq!((usual.first, usual.longest), (Duration::from_millis(500), MINUTE));
+        let asked = |after| after_failure(usual, 1, Some(after), [].into_iter(), 0.5);
         assert_eq!(asked(MINUTE), MINUTE);
         assert_eq!(asked(1000 * MINUTE), RETRY_AFTER_MAX);
         let impatient = [
             Strategy::Watch,
-            Strategy::Cache(20 * BACKOFF),
+            Strategy::Cache(20 * usual.first),
             Strategy::Get,
         ];
-        let within = |after| after_failure(u32::MAX, after, impatient.into_iter(), 0.999_999);
-        assert!(within(None) <= 20 * BACKOFF && within(None) > 19 * BACKOFF);
+        let within = |after| after_failure(usual, u32::MAX, after, impatient.into_iter(), 0.999_999);
+        assert!(within(None) <= 20 * usual.first && within(None) > 19 * usual.first);
         assert_eq!(within(Some(MINUTE)), MINUTE, "but a store is heard");
         assert_eq!(remembered(MINUTE), REMEMBERED);
-        assert_eq!(remembered(BACKOFF), BACKOFF);
+        assert_eq!(remembered(usual.first), usual.first);
     }
 }

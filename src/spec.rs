@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coffer_provider::{ObjectRef, Parameters, Sharing, Source};
 use sha2::{Digest, Sha256};
@@ -13,6 +14,7 @@ use crate::class::{ClassName, Item, Mode, Refresh, SecretProviderClass};
 pub struct VolumeSpec {
     class: Arc<SecretProviderClass>,
     sources: Vec<VolumeSource>,
+    interval: Duration,
 }
 
 /// One source of a volume.
@@ -35,6 +37,7 @@ impl VolumeSpec {
     pub fn new(
         class: Arc<SecretProviderClass>,
         sources: Vec<(&'static str, Arc<dyn Source>)>,
+        interval: Duration,
     ) -> Self {
         let resolved = class.sources.iter().zip(sources);
         let sources = resolved.map(|(declared, (provider, source))| {
@@ -54,6 +57,7 @@ impl VolumeSpec {
         Self {
             sources: sources.collect(),
             class,
+            interval,
         }
     }
 
@@ -91,6 +95,12 @@ impl VolumeSpec {
     #[must_use]
     pub fn refresh(&self) -> &Refresh {
         &self.class.refresh
+    }
+
+    /// How often a store is asked that does not tell of changes.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        self.interval
     }
 
     /// Who shares the answers of the stores, where the class says so.

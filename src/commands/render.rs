@@ -14,7 +14,7 @@ use coffer_provider::{Caller, ErrorKind, IdentifiedBy, Pod, ServiceAccount};
 use crate::cache::Given;
 use crate::catalog::Catalog;
 use crate::class::{SecretProviderClass, read_documents};
-use crate::config::VaultArgs;
+use crate::config::{Patience, VaultArgs};
 use crate::driver;
 use crate::payload::{Limits, Payload};
 use crate::spec::{VolumeSource, VolumeSpec};
@@ -86,7 +86,12 @@ fn catalog(args: &RenderArgs) -> anyhow::Result<(Catalog, Option<tempfile::TempD
     let root = root
         .canonicalize()
         .with_context(|| format!("cannot read {}", root.display()))?;
-    let catalog = driver::catalog(Some(&root), &VaultArgs::default(), &Limits::default())?;
+    let catalog = driver::catalog(
+        Some(&root),
+        &VaultArgs::default(),
+        &Limits::default(),
+        Patience::default(),
+    )?;
     Ok((catalog, scratch))
 }
 
