@@ -1,5 +1,7 @@
 //! What was typed (`NodeArgs`) and what holds (`Config`). The only place that reads the environment.
 
+mod upstream;
+
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -8,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tracing::Level;
+pub use upstream::UpstreamArgs;
 
 use crate::cache::Settings;
 use crate::catalog::{Intervals, PARAMETER_BYTES};
@@ -142,6 +145,14 @@ pub struct NodeArgs {
     #[arg(long, env = "COFFER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 
+    /// As --log-format=json, by upstream's name
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub log_format_json: Option<bool>,
+
+    /// Flags of secrets-store-csi-driver that do nothing here
+    #[command(flatten)]
+    pub upstream: UpstreamArgs,
+
     /// How much is logged: error, warn, info, debug or trace
     #[arg(long, env = "COFFER_LOG_LEVEL", default_value_t = Level::INFO)]
     pub log_level: Level,
@@ -149,6 +160,17 @@ pub struct NodeArgs {
     /// Folder below which any target path is taken, writable or not: for conformance tests only
     #[arg(long, env = "COFFER_CONFORMANCE_ROOT", hide = true)]
     pub conformance_root: Option<PathBuf>,
+}
+
+impl NodeArgs {
+    /// How log lines look, whichever flag says so.
+    #[must_use]
+    pub fn log_format(&self) -> LogFormat {
+        match self.log_format_json {
+            Some(true) => LogFormat::Json,
+            Some(false) | None => self.log_format,
+        }
+    }
 }
 
 /// The flags of the providers vault and openbao. They are used as they are: the provider checks them.
@@ -783,12 +805,18 @@ mod tests {
             "--nodeid=n2",
             "--drivername=a.b",
             "--metrics-addr=127.0.0.1:1",
+            "--log-format-json",
+            "--rotation-poll-interval=120s",
+            "--enable-secret-rotation=true",
+            "-v=5",
         ];
         let config = config(&flags[1..]).expect("good");
         assert_eq!(config.driver_name, "a.b");
         assert_eq!(config.metrics.expect("on").to_string(), "127.0.0.1:1");
-        let typed = Typed::try_parse_from(["node", flags[0], "--classes=/c"]).expect("parses");
+        let typed = Typed::try_parse_from(["node", flags[0], flags[3], "--classes=/c"]);
+        let typed = typed.expect("parses");
         assert_eq!(typed.node.node_id, "n2");
+        assert_eq!(typed.node.log_format(), LogFormat::Json);
     }
 
     #[test]

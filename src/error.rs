@@ -120,8 +120,8 @@ pub enum PublishError {
     /// The classes are not known yet.
     #[error("the SecretProviderClasses have not been read from the API server yet")]
     ClassesUnknown,
-    /// The class is not there.
-    #[error("SecretProviderClass {0} does not exist")]
+    /// The class is not there. Its first words are upstream's: people and tools look for them.
+    #[error("failed to get secretproviderclass {0}: not found, create it in the pod's Namespace")]
     ClassNotFound(ClassName),
     /// The class has a mistake.
     #[error("SecretProviderClass {name}: {error}")]

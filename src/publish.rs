@@ -403,7 +403,9 @@ async fn in_time<T>(
     let started = Instant::now();
     tokio::select! {
         done = timeout_at(deadline, work) => done.map_err(|_| {
-            PublishError::DeadlineExceeded(deadline.duration_since(started).as_secs())
+            // The time that it got, without the moments that it took to come here.
+            let seconds = deadline.duration_since(started).as_secs_f64().round();
+            PublishError::DeadlineExceeded(seconds as u64)
         }),
         () = turn.given_up() => Err(PublishError::Unpublished),
     }

@@ -11,7 +11,8 @@ pub fn run(args: NodeArgs) -> anyhow::Result<()> {
     privileges::check_kernel()?;
     // Before the first thread: rights are given up thread by thread.
     privileges::shed(privileges::PluginSockets::OfRoot)?;
-    telemetry::start_logging(args.log_format, args.log_level);
+    telemetry::start_logging(args.log_format(), args.log_level);
+    args.upstream.warn();
     let config = Config::try_from(args)?;
     let runtime = super::runtime()?;
     runtime.block_on(driver::run(config))

@@ -207,13 +207,13 @@ const WRONG: &[(&str, Change, Code, &str)] = &[
         "a class that is not there",
         |r| drop(context(r).insert("secretProviderClass".into(), "none".into())),
         Code::NotFound,
-        "SecretProviderClass shop/none does not exist",
+        "failed to get secretproviderclass shop/none: not found",
     ),
     (
         "a class of another Namespace",
         |r| drop(context(r).insert("secretProviderClass".into(), "other/shop".into())),
         Code::NotFound,
-        "SecretProviderClass shop/other/shop does not exist",
+        "failed to get secretproviderclass shop/other/shop: not found",
     ),
 ];
 
@@ -488,7 +488,7 @@ async fn rule_r6_a_class_that_cannot_be_mounted_is_refused_with_its_field_and_ke
         let mut status = tonic::Status::ok("");
         for attempt in 0.. {
             status = node.kubelet.publish(&volume).await.expect_err(spec);
-            if !status.message().contains("does not exist") || !status.message().contains(&name) {
+            if !status.message().contains("not found") || !status.message().contains(&name) {
                 break;
             }
             assert!(attempt < 1000, "the class is never read");

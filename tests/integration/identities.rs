@@ -160,7 +160,7 @@ async fn rule_d8_a_class_of_another_namespace_does_not_exist() {
         let volume = PodVolume::of_class(volume(&name.replace('/', "-")).pod, name);
         let status = node.kubelet.publish(&volume).await.expect_err(name);
         assert_eq!(status.code(), Code::NotFound, "{status}");
-        let words = format!("SecretProviderClass shop/{name} does not exist");
+        let words = format!("failed to get secretproviderclass shop/{name}: not found");
         assert!(status.message().contains(&words), "{status}");
     });
     futures_util::future::join_all(calls).await;

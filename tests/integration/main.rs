@@ -21,6 +21,7 @@ mod handover;
 mod harness;
 mod identities;
 mod lifecycle;
+mod limits;
 mod many;
 mod privileges;
 mod publish;

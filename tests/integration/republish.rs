@@ -128,7 +128,7 @@ async fn rule_r1_a_volume_of_an_earlier_process_is_ok_although_its_class_and_sec
         node.kubelet.publish(&volume).await.unwrap();
     }
     eventually("it is told", || {
-        node.logged(&["volume not rotated", "shop/shop does not exist"]) > 0
+        node.logged(&["volume not rotated", "shop/shop: not found"]) > 0
     })
     .await;
     assert_eq!(node.read(&volume, "password"), b"correct-horse");

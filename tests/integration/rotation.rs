@@ -133,7 +133,7 @@ async fn rule_r7_a_deleted_class_leaves_running_volumes_and_new_pods_fail_clearl
     let running = volume("a");
     node.kubelet.publish(&running).await.unwrap();
     fs::remove_file(node.folders.at("classes/shop.yaml")).unwrap();
-    let told = ["volume not rotated", "shop/shop does not exist"];
+    let told = ["volume not rotated", "shop/shop: not found"];
     eventually("it is told", || node.logged(&told) > 0).await;
     node.folders.secret("password", "battery-staple");
     for _ in 0..2 {
@@ -141,7 +141,7 @@ async fn rule_r7_a_deleted_class_leaves_running_volumes_and_new_pods_fail_clearl
     }
     let status = node.kubelet.publish(&volume("b")).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
-    let words = "ClassNotFound: SecretProviderClass shop/shop does not exist";
+    let words = "ClassNotFound: failed to get secretproviderclass shop/shop: not found";
     assert_eq!(status.message(), words);
     assert_eq!(mounts(), [node.kubelet.target(&running)]);
     assert_eq!(node.read(&running, "password"), b"correct-horse");

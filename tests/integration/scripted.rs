@@ -30,6 +30,8 @@ pub(crate) struct Scripted {
     pub(crate) store: ScriptedProvider,
     metrics: SocketAddr,
     catalog: Catalog,
+    /// What its configuration has that others have not.
+    differs: fn(&mut Config),
     stop: CancellationToken,
     driver: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -50,6 +52,15 @@ impl Scripted {
         store: ScriptedProvider,
         others: [(&'static str, Arc<dyn Provider>); N],
     ) -> Self {
+        Self::start_as(store, others, |_| ()).await
+    }
+
+    /// The same with another configuration.
+    pub(crate) async fn start_as<const N: usize>(
+        store: ScriptedProvider,
+        others: [(&'static str, Arc<dyn Provider>); N],
+        differs: fn(&mut Config),
+    ) -> Self {
         let folders = Folders::new();
         folders.class("shop", "provider: scripted\nparameters: {objects: 'a,b'}");
         store.set_value("a", "one");
@@ -63,6 +74,7 @@ impl Scripted {
             metrics: free_address(),
             stop: CancellationToken::new(),
             driver: None,
+            differs,
             folders,
             store,
             catalog,
@@ -73,7 +85,7 @@ impl Scripted {
 
     /// Starts the driver, and waits until it answers.
     async fn run(&mut self) {
-        let config = Config {
+        let mut config = Config {
             socket: self.folders.at("plugin/csi.sock"),
             node_id: "node-1".into(),
             driver_name: "secrets-store.csi.k8s.io".into(),
@@ -91,6 +103,7 @@ impl Scripted {
             vault: Default::default(),
             metrics: Some(self.metrics),
         };
+        (self.differs)(&mut config);
         let classes = class_folder::follow(&self.folders.at("classes")).unwrap();
         self.stop = CancellationToken::new();
         let driver = driver::run_with(config, self.catalog.clone(), classes, self.stop.clone());
@@ -141,7 +154,7 @@ impl Scripted {
     }
 
     /// Publishes as a kubelet that waits only so long.
-    async fn publish_within(&self, volume: &PodVolume, patience: Duration) -> tonic::Status {
+    pub(crate) async fn publish_within(&self, volume: &PodVolume, patience: Duration) -> tonic::Status {
         self.kubelet.prepare(volume).unwrap();
         let mut request = Request::new(self.kubelet.publish_request(volume));
         request.set_timeout(patience);

@@ -18,6 +18,9 @@ secrets
 {{- define "coffer.tokenRequests" -}}
 {{- $audiences := dict -}}
 {{- range .Values.tokenRequests -}}
+{{- if and (not .audience) (not $.Values.allowEmptyAudience) -}}
+{{- fail "tokenRequests: an empty audience asks for tokens that are good at the API server; if that is meant, set allowEmptyAudience" -}}
+{{- end -}}
 {{- if hasKey $audiences .audience -}}
 {{- fail (printf "tokenRequests: the audience %q is there twice" .audience) -}}
 {{- end -}}
@@ -64,7 +67,7 @@ charged to it while they are written anew. */}}
 
 {{/* Values of upstream's chart that were given and change nothing, one a line. */}}
 {{- define "coffer.unused" -}}
-{{- range $key := list "windows" "logVerbosity" "livenessProbe" "maxCallRecvMsgSize" "syncSecret" "enableSecretRotation" "rotationPollInterval" "providerHealthCheck" "providerHealthCheckInterval" "automountServiceAccountToken" }}
+{{- range $key := list "windows" "logVerbosity" "livenessProbe" "maxCallRecvMsgSize" "syncSecret" "enableSecretRotation" "providerHealthCheck" "providerHealthCheckInterval" "automountServiceAccountToken" }}
 {{- if hasKey $.Values $key }}
 {{ $key }}
 {{- end }}
