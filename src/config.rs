@@ -766,7 +766,12 @@ mod tests {
 
     #[test]
     fn times_are_written_as_in_go_and_kubernetes() {
-        for (text, millis) in [("2m", 120_000), ("1m30s", 90_000), ("90", 90_000), ("500ms", 500)] {
+        for (text, millis) in [
+            ("2m", 120_000),
+            ("1m30s", 90_000),
+            ("90", 90_000),
+            ("500ms", 500),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
         for bad in ["", "soon", "-1s", "1.5.0s", "9999999999999999999999s"] {

@@ -118,7 +118,11 @@ impl Publisher {
                 self.keep(&mut turn, request, record);
                 Ok(Outcome::Unchanged)
             }
-            State::Absent => self.mount(&mut turn, request, deadline).await,
+            State::Inherited => {
+                self.keep(&mut turn, request, None);
+                Ok(Outcome::Unchanged)
+            }
+            State::Absent | State::Empty => self.mount(&mut turn, request, deadline).await,
         }
     }
 

@@ -128,7 +128,9 @@ pub fn after_failure(
         Strategy::Watch | Strategy::Get => None,
     });
     let longest = intervals.fold(backoff.longest, Duration::min);
-    let doubled = backoff.first.saturating_mul(1 << failures.saturating_sub(1).min(16));
+    let doubled = backoff
+        .first
+        .saturating_mul(1 << failures.saturating_sub(1).min(16));
     let jittered = doubled.min(longest).mul_f64(chance);
     let wanted = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
     // Never in a tight loop, whatever chance says.
@@ -207,7 +209,10 @@ mod tests {
             assert!(most(8) <= longest && most(u32::MAX) > longest.mul_f64(0.99));
             assert!(after_failure(backoff, 1, None, [].into_iter(), 0.0) > Duration::ZERO);
         }
-        assert_eq!((usual.first, usual.longest), (Duration::from_millis(500), MINUTE));
+        assert_eq!(
+            (usual.first, usual.longest),
+            (Duration::from_millis(500), MINUTE)
+        );
         let asked = |after| after_failure(usual, 1, Some(after), [].into_iter(), 0.5);
         assert_eq!(asked(MINUTE), MINUTE);
         assert_eq!(asked(1000 * MINUTE), RETRY_AFTER_MAX);
@@ -216,7 +221,8 @@ mod tests {
             Strategy::Cache(20 * usual.first),
             Strategy::Get,
         ];
-        let within = |after| after_failure(usual, u32::MAX, after, impatient.into_iter(), 0.999_999);
+        let within =
+            |after| after_failure(usual, u32::MAX, after, impatient.into_iter(), 0.999_999);
         assert!(within(None) <= 20 * usual.first && within(None) > 19 * usual.first);
         assert_eq!(within(Some(MINUTE)), MINUTE, "but a store is heard");
         assert_eq!(remembered(MINUTE), REMEMBERED);

@@ -158,13 +158,12 @@ impl Demo {
     }
 
     async fn play(self) -> anyhow::Result<()> {
-        let catalog =
-            driver::catalog(
-                Some(&self.secrets),
-                &self.config.vault,
-                &self.config.limits,
-                self.config.bounds.store,
-            )?;
+        let catalog = driver::catalog(
+            Some(&self.secrets),
+            &self.config.vault,
+            &self.config.limits,
+            self.config.bounds.store,
+        )?;
         let classes = class_folder::follow(&self.classes)?;
         let stop = CancellationToken::new();
         let driver = driver::run_with(self.config.clone(), catalog, classes, stop.clone());

@@ -38,7 +38,8 @@ impl UpstreamArgs {
 
     fn given(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let klog = "--log-level says how much is logged, to standard output";
-        let rotation = "volumes are always kept fresh; spec.immutable in a class keeps them as they are";
+        let rotation =
+            "volumes are always kept fresh; spec.immutable in a class keeps them as they are";
         let profiles = "there are no profiles to serve";
         [
             // Wanted or not wanted, but not what it says.

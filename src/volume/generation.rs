@@ -25,6 +25,7 @@ use crate::payload::Payload;
 
 const DATA: &str = "..data";
 const DATA_TMP: &str = "..data_tmp";
+const LINK_TMP: &str = "..link_tmp";
 
 /// How long a replaced generation stays for readers who are in the middle of a path.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
@@ -35,12 +36,22 @@ const SETGID: u32 = 0o2000;
 
 /// Fills a new volume.
 pub(super) fn fill(root: &OwnedFd, payload: &Payload) -> Result<(), Errno> {
-    if let Some(group) = payload.group() {
-        set_folder(root, Some(group))?;
+    if payload.group().is_some() {
+        set_folder(root, payload.group())?;
     }
     let name = write_generation(root, payload)?;
     rustix::fs::symlinkat(name.as_str(), root, DATA)?;
     link_names(root, payload)
+}
+
+/// Gives the root of a volume that somebody else may have made the mode and the group of one of ours: that of
+/// secrets-store-csi-driver can be written by everybody.
+pub(super) fn take_over(root: &OwnedFd, group: Option<u32>) -> Result<(), Errno> {
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(root)?.st_mode).bits() & 0o7777;
+    match mode & 0o022 {
+        0 => Ok(()),
+        _ => set_folder(root, group),
+    }
 }
 
 /// Why there is nothing to write: `payload` is the present generation, or the one before that is not
@@ -77,7 +88,9 @@ pub(super) fn sweep(root: &OwnedFd) -> Result<Outcome, Errno> {
     let present = present(root)?;
     let old: Vec<_> = names(root)?
         .into_iter()
-        .filter(|name| name == DATA_TMP || is_generation(name) && *name != present)
+        .filter(|name| {
+            name == DATA_TMP || name == LINK_TMP || is_generation(name) && *name != present
+        })
         .collect();
     if old.is_empty() {
         return Ok(Outcome::Unchanged);
@@ -208,12 +221,44 @@ fn link_names(root: &OwnedFd, payload: &Payload) -> Result<(), Errno> {
     let mut there = BTreeSet::new();
     for name in names(root)?.into_iter().filter(|name| !is_internal(name)) {
         match wanted.contains(name.as_str()) {
-            true => drop(there.insert(name)),
-            false => rustix::fs::unlinkat(root, name.as_str(), AtFlags::empty())?,
+            true if is_link(root, &name)? => drop(there.insert(name)),
+            true => replace_by_link(root, &name)?,
+            false => remove_all(root, &name)?,
         }
     }
     for name in wanted.into_iter().filter(|name| !there.contains(*name)) {
-        rustix::fs::symlinkat(format!("{DATA}/{name}"), root, name)?;
+        match rustix::fs::symlinkat(format!("{DATA}/{name}"), root, name) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn is_link(root: &OwnedFd, name: &str) -> Result<bool, Errno> {
+    let stat = rustix::fs::statat(root, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
+}
+
+/// Puts the link in the place of what a plugin of secrets-store-csi-driver wrote there itself: a file is there
+/// at every moment, a folder is not for one.
+fn replace_by_link(root: &OwnedFd, name: &str) -> Result<(), Errno> {
+    let link = format!("{DATA}/{name}");
+    let _ = rustix::fs::unlinkat(root, LINK_TMP, AtFlags::empty());
+    rustix::fs::symlinkat(link, root, LINK_TMP)?;
+    match rustix::fs::renameat(root, LINK_TMP, root, name) {
+        Err(Errno::ISDIR) => {
+            remove_all(root, name)?;
+            rustix::fs::renameat(root, LINK_TMP, root, name)
+        }
+        renamed => renamed,
+    }
+}
+
+/// Leaves nothing in the root.
+pub(super) fn clear(root: &OwnedFd) -> Result<(), Errno> {
+    for name in names(root)? {
+        remove_all(root, &name)?;
     }
     Ok(())
 }
@@ -315,7 +360,7 @@ pub(super) fn check_empty(target: &TargetPath, folder: &OwnedFd) -> Result<(), V
 }
 
 /// Whatever is in it, and however much: none of it is ours.
-fn is_empty(folder: &OwnedFd) -> Result<bool, Errno> {
+pub(super) fn is_empty(folder: &OwnedFd) -> Result<bool, Errno> {
     for entry in Dir::read_from(folder)? {
         if !is_dot(entry?.file_name()) {
             return Ok(false);

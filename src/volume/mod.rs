@@ -55,6 +55,10 @@ pub enum State {
     Absent,
     /// A whole volume, with its record where the kernel lets us keep one.
     Complete(Option<Record>),
+    /// A volume that secrets-store-csi-driver has mounted, with files in it.
+    Inherited,
+    /// One that it has mounted and not filled: its publish came to no end.
+    Empty,
 }
 
 /// Bytes and inodes of a volume.
@@ -228,12 +232,30 @@ impl Volumes {
         };
         match ours.map_err(|errno| target.failed("read the record of", errno))? {
             Some(record) => Ok(State::Complete(record)),
+            None if seen.tmpfs && self.is_inherited(target, found)? => {
+                match generation::is_empty(found) {
+                    Ok(true) => Ok(State::Empty),
+                    Ok(false) => Ok(State::Inherited),
+                    Err(errno) => Err(target.failed("look at", errno)),
+                }
+            }
             None => Err(target.refused("something else is mounted there")),
         }
     }
 
+    fn is_inherited(&self, target: &TargetPath, found: &OwnedFd) -> Result<bool, VolumeError> {
+        // Where nothing can be adopted, nothing can be inherited either.
+        if !self.adopts() {
+            return Ok(false);
+        }
+        mount::is_inherited(found).map_err(|errno| target.failed("look at the mount of", errno))
+    }
+
     /// Makes a volume that is not there yet: built where nobody can see it, filled, and attached whole
     /// with one call. Whatever fails, nothing is mounted and a folder that was made for it is gone.
+    ///
+    /// One that secrets-store-csi-driver has mounted and never filled is filled where it is, since the
+    /// containers that run have that one; what fails leaves it empty.
     ///
     /// # Errors
     /// See [`VolumeError`].
@@ -269,7 +291,16 @@ impl Volumes {
             Err(Errno::EXIST) => false,
             Err(errno) => return Err(target.failed("make the folder of", errno)),
         };
-        self.attach(target, &parent, &built).inspect_err(|_| {
+        let folder = target.open_in(&parent)?;
+        let folder = folder.ok_or_else(|| VolumeError::NotMounted(target.clone()))?;
+        let mounted = match self.look(target, &folder)? {
+            State::Absent => self.attach(target, &built, &folder),
+            State::Empty => self.fill(target, &folder, payload, record),
+            State::Complete(_) | State::Inherited => {
+                Err(target.refused("a volume is mounted there already"))
+            }
+        };
+        mounted.inspect_err(|_| {
             // Before a first success a final error may never be followed by an unpublish.
             if made {
                 let _ = rustix::fs::unlinkat(&parent, target.leaf(), AtFlags::REMOVEDIR);
@@ -281,22 +312,33 @@ impl Volumes {
     fn attach(
         &self,
         target: &TargetPath,
-        parent: &OwnedFd,
         built: &Built,
+        folder: &OwnedFd,
     ) -> Result<(), VolumeError> {
-        let folder = target.open_in(parent)?;
-        let folder = folder.ok_or_else(|| VolumeError::NotMounted(target.clone()))?;
-        match self.look(target, &folder)? {
-            State::Complete(_) => Err(target.refused("a volume is mounted there already")),
-            State::Absent => self
-                .marks
-                .remember(&built.root)
-                .and_then(|()| mount::attach(built, &folder))
-                .map_err(|errno| {
-                    self.marks.forget(&built.root);
-                    target.failed("attach", errno)
-                }),
-        }
+        self.marks
+            .remember(&built.root)
+            .and_then(|()| mount::attach(built, folder))
+            .map_err(|errno| {
+                self.marks.forget(&built.root);
+                target.failed("attach", errno)
+            })
+    }
+
+    /// Fills a volume that secrets-store-csi-driver has left empty.
+    fn fill(
+        &self,
+        target: &TargetPath,
+        root: &OwnedFd,
+        payload: &Payload,
+        record: &Record,
+    ) -> Result<(), VolumeError> {
+        generation::take_over(root, payload.group())
+            .and_then(|()| generation::fill(root, payload))
+            .and_then(|()| self.marks.record(root, record))
+            .map_err(|errno| {
+                let _ = generation::clear(root);
+                target.failed("fill", errno)
+            })
     }
 
     /// Gives a volume its next generation, if that differs from the present one in anything.
@@ -318,7 +360,8 @@ impl Volumes {
             None => {
                 let before = self.budget.share(target);
                 self.budget.grow(target, payload, record)?;
-                generation::write(&root, payload)
+                generation::take_over(&root, payload.group())
+                    .and_then(|()| generation::write(&root, payload))
                     .map_err(failed)
                     .inspect_err(|_| self.budget.restore(target, before))?;
                 Outcome::Rotated
@@ -395,7 +438,8 @@ impl Volumes {
         measure(target, &root)
     }
 
-    /// Every volume of ours that is mounted, left by an earlier process.
+    /// Every volume of ours that is mounted, left by an earlier process. Not those of
+    /// secrets-store-csi-driver, which may run beside this one: they are ours once they are asked for.
     pub fn adoptable(&self) -> impl Iterator<Item = TargetPath> {
         let targets = target::all_below(&self.rules).into_iter();
         targets.filter(|target| matches!(self.state(target), Ok(State::Complete(_))))
@@ -446,7 +490,8 @@ impl Volumes {
         let root = target.open_in(parent)?.ok_or_else(gone)?;
         match self.look(target, &root)? {
             State::Complete(record) => Ok((root, record)),
-            State::Absent => Err(gone()),
+            State::Inherited => Ok((root, None)),
+            State::Absent | State::Empty => Err(gone()),
         }
     }
 }

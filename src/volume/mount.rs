@@ -219,9 +219,44 @@ pub(super) fn look(folder: &OwnedFd) -> Result<Seen, Errno> {
     })
 }
 
+/// Whether the mount that `root` is the root of is one of secrets-store-csi-driver: a whole tmpfs, by the
+/// name that its `mount` gives every one. Reads the table of all mounts: not to be asked for one of ours.
+pub(super) fn is_inherited(root: &OwnedFd) -> Result<bool, Errno> {
+    let stat = rustix::fs::statx(root, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo");
+    let table = table.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    Ok(has_inherited(&table, stat.stx_mnt_id))
+}
+
+/// See proc_pid_mountinfo(5): the root of the mount is the fourth field; after the dash come type and source.
+fn has_inherited(table: &str, mount_id: u64) -> bool {
+    let mut of_it = table.lines().filter_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ');
+        let is_it = mount.next()?.parse() == Ok(mount_id);
+        is_it.then_some((mount.nth(2)?, filesystem))
+    });
+    of_it
+        .next()
+        .is_some_and(|(root, filesystem)| root == "/" && filesystem.starts_with("tmpfs tmpfs "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_volume_of_the_incumbent_is_a_whole_tmpfs_of_that_name() {
+        let table = "20 1 0:20 / / rw - ext4 /dev/sda rw\n\
+            31 20 0:31 / /pods/a/mount rw,relatime shared:5 - tmpfs tmpfs rw\n\
+            32 20 0:31 /folder /pods/b/mount rw shared:5 - tmpfs tmpfs rw\n\
+            33 20 0:33 / /pods/c/mount rw - tmpfs someone rw\n\
+            34 20 0:34 / /pods/d/mount rw - tmpfs tmpfs2 rw\n";
+        for (mount_id, inherited) in [(20, false), (31, true), (32, false), (33, false)] {
+            assert_eq!(has_inherited(table, mount_id), inherited, "{mount_id}");
+        }
+        assert!(!has_inherited(table, 34) && !has_inherited(table, 35));
+    }
 
     #[test]
     fn selinux_is_on_where_the_kernel_has_its_filesystem() {

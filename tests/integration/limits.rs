@@ -61,7 +61,10 @@ async fn a_store_has_its_requests_and_its_queue_and_who_comes_then_is_sent_away(
         if all_wait && refused.code() == Code::ResourceExhausted {
             break refused;
         }
-        assert!(start.elapsed() < PATIENCE, "there is always room: {refused}");
+        assert!(
+            start.elapsed() < PATIENCE,
+            "there is always room: {refused}"
+        );
     };
     assert_eq!(
         refused.message(),
@@ -86,7 +89,10 @@ async fn a_first_mount_waits_for_its_store_as_long_as_the_administrator_says() {
     let start = Instant::now();
     let refused = node.publish_within(&shop, Duration::from_secs(60)).await;
     assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused}");
-    assert_eq!(refused.message(), "DeadlineExceeded: the store did not answer within 2 s");
+    assert_eq!(
+        refused.message(),
+        "DeadlineExceeded: the store did not answer within 2 s"
+    );
     assert!(start.elapsed() >= Duration::from_secs(2));
     assert!(mounts().is_empty());
     node.store.set_value("b", "two");
@@ -103,7 +109,7 @@ struct Peculiar {
 }
 
 impl Peculiar {
-    fn new(version: String, life: Life) -> Arc<dyn Provider> {
+    fn provider(version: String, life: Life) -> Arc<dyn Provider> {
         let objects = Vec::new();
         Arc::new(Self {
             objects,
@@ -138,11 +144,7 @@ impl Source for Peculiar {
         &self.objects
     }
 
-    async fn fetch(
-        &self,
-        _: &Caller,
-        objects: &[ObjectRef],
-    ) -> Vec<Result<Secret, ProviderError>> {
+    async fn fetch(&self, _: &Caller, objects: &[ObjectRef]) -> Vec<Result<Secret, ProviderError>> {
         let answer = |object: &ObjectRef| {
             Ok(Secret {
                 files: vec![SecretFile {
@@ -163,7 +165,7 @@ impl Source for Peculiar {
 #[tokio::test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
 async fn what_a_volume_remembers_may_reach_64_kib_and_not_pass_them() {
-    let peculiar = Peculiar::new("v".repeat(Version::MAX_BYTES), Life::Static);
+    let peculiar = Peculiar::provider("v".repeat(Version::MAX_BYTES), Life::Static);
     let node = Scripted::start_as(
         ScriptedProvider::default(),
         [("peculiar", peculiar)],
@@ -203,8 +205,8 @@ async fn a_secret_with_a_lease_cannot_stay_as_it_is() {
         renewable: true,
     };
     let stores = [
-        ("leased", Peculiar::new("1".into(), leased)),
-        ("ends", Peculiar::new("1".into(), Life::Expires(duration))),
+        ("leased", Peculiar::provider("1".into(), leased)),
+        ("ends", Peculiar::provider("1".into(), Life::Expires(duration))),
     ];
     let node = Scripted::start_with(ScriptedProvider::default(), stores).await;
     for provider in ["leased", "ends"] {

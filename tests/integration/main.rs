@@ -23,6 +23,7 @@ mod identities;
 mod lifecycle;
 mod limits;
 mod many;
+mod moving_over;
 mod privileges;
 mod publish;
 mod redaction;

@@ -154,7 +154,11 @@ impl Scripted {
     }
 
     /// Publishes as a kubelet that waits only so long.
-    pub(crate) async fn publish_within(&self, volume: &PodVolume, patience: Duration) -> tonic::Status {
+    pub(crate) async fn publish_within(
+        &self,
+        volume: &PodVolume,
+        patience: Duration,
+    ) -> tonic::Status {
         self.kubelet.prepare(volume).unwrap();
         let mut request = Request::new(self.kubelet.publish_request(volume));
         request.set_timeout(patience);

@@ -97,8 +97,8 @@ pub(crate) fn publish(
     files: &Payload,
 ) -> Result<Outcome, VolumeError> {
     match volumes.state(target)? {
-        State::Absent => volumes.mount(target, files, &record("second")),
-        State::Complete(_) => Ok(Outcome::Unchanged),
+        State::Absent | State::Empty => volumes.mount(target, files, &record("second")),
+        State::Complete(_) | State::Inherited => Ok(Outcome::Unchanged),
     }
 }
 
@@ -119,6 +119,7 @@ fn killed_mounts(test: impl Fn() + Copy, operation: &str, files: &Payload) {
         match next.state(&target) {
             Ok(State::Complete(held)) => assert_eq!(held, Some(record("second")), "{point}"),
             Ok(State::Absent) => {}
+            Ok(state) => panic!("{point}: {state:?}"),
             Err(error) => assert_a_stranger(error),
         }
         match publish(&next, &target, files) {

@@ -20,6 +20,7 @@ mod contents;
 mod crash;
 mod errors;
 mod harness;
+mod inherited;
 mod leftovers;
 mod lifecycle;
 mod many;
