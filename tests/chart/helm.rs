@@ -11,7 +11,14 @@ pub(crate) const OLD: &str = "1.34.0";
 pub(crate) const NEW: &str = "1.36.0";
 
 /// The value sets of `tests/chart/values`.
-pub(crate) const SETS: [&str; 5] = ["default", "tokens", "full", "beside", "upstream"];
+pub(crate) const SETS: [&str; 6] = [
+    "default",
+    "tokens",
+    "full",
+    "beside",
+    "upstream",
+    "monitored",
+];
 
 /// A path of the checkout.
 pub(crate) fn checkout(path: &str) -> PathBuf {

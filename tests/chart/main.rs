@@ -7,6 +7,7 @@
 
 mod golden;
 mod helm;
+mod monitoring;
 mod refused;
 mod rights;
 mod values;

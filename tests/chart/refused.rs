@@ -116,6 +116,26 @@ fn a_value_that_cannot_be_is_named() {
             r#"tokenRequests: the audience "a""#,
         ),
         ("a source that is none", "tokenSource=pod", "/tokenSource"),
+        (
+            "tokens for the API server",
+            "tokenRequests[0].audience=",
+            "tokenRequests: an empty audience asks for tokens that are good at the API server",
+        ),
+        (
+            "no time",
+            "rotationPollInterval=soon",
+            "/rotationPollInterval",
+        ),
+        (
+            "a slip in a policy",
+            "networkPolicy.enable=true",
+            "'enable'",
+        ),
+        (
+            "a slip in a monitor",
+            "monitoring.podMonitor.label.a=b",
+            "'label'",
+        ),
     ] {
         let said = template("default", NEW, &[given]).expect_err(wrong);
         assert!(said.contains(named), "{wrong}: {said}");

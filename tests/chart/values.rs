@@ -55,6 +55,7 @@ fn the_driver_has_every_flag_that_the_chart_gives_it() {
     assert_eq!(full.metrics.expect("on").to_string(), "0.0.0.0:9095");
     assert_eq!(full.file_root.as_deref(), Some("/srv/secrets".as_ref()));
     assert_eq!(full.bounds.node_budget, 1 << 30);
+    assert_eq!(full.bounds.intervals.default.as_secs(), 300);
     let given = Objects::of("default", NEW, &["nodeBudget=100Mi"]);
     assert_eq!(config(&given).bounds.node_budget, 100 << 20);
 }
@@ -211,7 +212,6 @@ fn values_of_upstream_are_taken_and_the_notes_tell_which_change_nothing() {
             "maxCallRecvMsgSize",
             "syncSecret",
             "enableSecretRotation",
-            "rotationPollInterval",
             "providerHealthCheck",
             "providerHealthCheckInterval",
             "automountServiceAccountToken",

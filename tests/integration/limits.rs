@@ -206,7 +206,10 @@ async fn a_secret_with_a_lease_cannot_stay_as_it_is() {
     };
     let stores = [
         ("leased", Peculiar::provider("1".into(), leased)),
-        ("ends", Peculiar::provider("1".into(), Life::Expires(duration))),
+        (
+            "ends",
+            Peculiar::provider("1".into(), Life::Expires(duration)),
+        ),
     ];
     let node = Scripted::start_with(ScriptedProvider::default(), stores).await;
     for provider in ["leased", "ends"] {
