@@ -57,7 +57,8 @@ impl Node for NodeService {
             let request = convert::publish_request(request, rules, token_source)?;
             // Never more of the tokens than where they came from and how many there are.
             let audiences = request.requester.tokens.as_ref().map_or(0, Tokens::len);
-            debug!(volume.id = %request.volume_id, ?token_source, audiences, "volume asked for");
+            let secrets = request.requester.secrets.len();
+            debug!(volume.id = %request.volume_id, ?token_source, audiences, secrets, "volume asked for");
             publisher.publish(request, deadline).await
         };
         let done = self.to_its_end(publish).await;

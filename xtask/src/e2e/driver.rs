@@ -39,10 +39,20 @@ impl<'a> Driver<'a> {
         cluster.import_image(image)?;
         let driver = Self { cluster };
         driver.share_network()?;
+        driver.helm(&["install"])?;
+        driver.wait_until_ready()?;
+        Ok(driver)
+    }
+
+    /// Has helm bring the chart with the values of the stories.
+    fn helm(&self, command: &[&str]) -> Result<()> {
         let (registrar, registrar_tag) = REGISTRAR.rsplit_once(':').unwrap_or_default();
         let mut values = vec![
             format!("linux.registrarImage.repository={registrar}"),
-            format!("linux.kubeletRootDir={}", cluster.kubelet_root().display()),
+            format!(
+                "linux.kubeletRootDir={}",
+                self.cluster.kubelet_root().display()
+            ),
             "providers.file.enabled=true".to_owned(),
             // Everything that it could ever say: stories look for secrets in it.
             "logLevel=trace".to_owned(),
@@ -52,21 +62,43 @@ impl<'a> Driver<'a> {
         }
         let chart = workspace().join("charts/coffer").display().to_string();
         let tag = format!("linux.registrarImage.tag={registrar_tag}");
-        let mut install = vec![
-            "install",
-            RELEASE,
-            &chart,
-            "--namespace",
-            NAMESPACE,
-            "--set-string",
-            &tag,
-        ];
+        let place = [RELEASE, &chart, "--namespace", NAMESPACE];
+        let mut arguments = [command, &place, &["--set-string", &tag]].concat();
         for value in &values {
-            install.extend(["--set", value]);
+            arguments.extend(["--set", value]);
         }
-        cluster.helm(&install)?;
-        driver.wait_until_ready()?;
-        Ok(driver)
+        self.cluster.helm(&arguments)?;
+        Ok(())
+    }
+
+    /// Takes the release and its CRDs away, and puts one of secrets-store-csi-driver in their place, whose driver does
+    /// nothing.
+    pub(super) fn replace_by_the_incumbent(&self) -> Result<()> {
+        self.cluster
+            .helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"])?;
+        for kind in ["secretproviderclasses", "secretproviderclasspodstatuses"] {
+            self.kubectl(&[
+                "delete",
+                "crd",
+                &format!("{kind}.secrets-store.csi.x-k8s.io"),
+            ])?;
+        }
+        let chart = workspace()
+            .join("tests/e2e/incumbent")
+            .display()
+            .to_string();
+        let image = format!("image={BUSYBOX}");
+        let place = [RELEASE, &chart, "--namespace", NAMESPACE];
+        self.cluster
+            .helm(&[&["install"], &place[..], &["--set", &image]].concat())?;
+        self.kubectl(&["rollout", "status", DAEMONSET, "--timeout=120s"])?;
+        Ok(())
+    }
+
+    /// Has helm make the release of secrets-store-csi-driver one of Coffer, as the page about it says.
+    pub(super) fn upgrade_the_incumbent(&self) -> Result<()> {
+        self.helm(&["upgrade", "--take-ownership", "--reset-then-reuse-values"])?;
+        self.wait_until_ready()
     }
 
     /// No pod of this cluster has a network of its own, and the driver has to reach the API server: its pods get the

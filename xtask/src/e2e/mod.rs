@@ -3,6 +3,7 @@
 //! One file is one story: a `run` that reads from top to bottom as what a person would do and see. Add the file,
 //! and one line to [`STORIES`]. `driver`, `volume` and `manifests` are what the stories are told with.
 
+mod bats;
 mod driver;
 mod first_pod;
 mod forced;
@@ -10,12 +11,15 @@ mod group;
 mod late_class;
 mod life;
 mod manifests;
+mod moving_over;
 mod neighbour;
 mod node;
 mod reboot;
+mod republish;
 mod restart_kubelet;
 mod rights;
 mod rounds;
+mod secret_ref;
 mod stop;
 mod sub_path;
 mod tokens;
@@ -84,7 +88,7 @@ const STORIES: &[(&str, Told)] = &[
         WithDriver(forced::run),
     ),
     (
-        "tokens arrive through secrets, and nowhere else",
+        "bats_c1_tokens_of_every_audience_arrive_through_secrets_and_nowhere_else",
         WithDriver(tokens::run),
     ),
     (
@@ -108,8 +112,45 @@ const STORIES: &[(&str, Told)] = &[
         WithDriver(stop::run),
     ),
     (
+        "the Secret of a nodePublishSecretRef reaches the driver and nobody else",
+        WithDriver(secret_ref::run),
+    ),
+    (
+        "rule_r1_the_kubelets_repeated_calls_are_ok_whatever_is_wrong",
+        WithDriver(republish::run),
+    ),
+    (
+        "bats_c2_c3_both_kinds_are_established",
+        WithDriver(bats::c2_c3),
+    ),
+    (
+        "bats_c4_roles_and_bindings_have_upstreams_names",
+        WithDriver(bats::c4),
+    ),
+    (
+        "bats_c5_a_class_of_v1alpha1_is_mounted",
+        WithDriver(bats::c5),
+    ),
+    (
+        "bats_c6_c7_an_inline_volume_comes_and_goes_without_an_error",
+        WithDriver(bats::c6_c7),
+    ),
+    (
+        "bats_c13_a_class_of_another_namespace_is_not_found",
+        WithDriver(bats::c13),
+    ),
+    (
+        "bats_c16_metrics_have_upstreams_names",
+        WithDriver(bats::c16),
+    ),
+    (
         "rule_t9_after_a_reboot_volumes_are_made_anew_and_leftovers_go",
         WithDriver(reboot::run),
+    ),
+    // The last one: it takes the release away, and gives back another.
+    (
+        "a release of secrets-store-csi-driver becomes one of Coffer, and no pod notices",
+        WithDriver(moving_over::run),
     ),
 ];
 

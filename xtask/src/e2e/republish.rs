@@ -1,0 +1,73 @@
+//! The kubelet asks again and again for a volume that is there, and hears OK whatever has become of its class, its
+//! store or its secrets: kubelets up to 1.36 take a pod's volume away otherwise (kubernetes#121271).
+
+use anyhow::{Result, ensure};
+
+use super::SOON;
+use super::driver::Driver;
+use super::manifests::{class, reader};
+use crate::cluster::Namespace;
+
+pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
+    let namespace = driver.namespace("republish")?;
+    driver.store(&namespace, "password", "first")?;
+    namespace.apply(&class("shop", &["password"]))?;
+    namespace.apply(&reader("reader", "shop"))?;
+    namespace.wait_for_pod("reader", SOON)?;
+    let volume = driver.volume(&namespace, "reader", "secrets")?;
+    let (mount, generation) = (volume.mount_id()?, volume.generation()?);
+
+    let patch = |patch: &str| {
+        let name = "secretproviderclass/shop";
+        namespace.kubectl(&["patch", name, "--type=merge", "--patch", patch])
+    };
+    type Break<'a> = &'a dyn Fn() -> Result<String>;
+    let breaks: [(&str, Break<'_>); 6] = [
+        ("a provider that is not there", &|| {
+            patch(r#"{"spec": {"provider": "nobody"}}"#)
+        }),
+        ("parameters that cannot be", &|| {
+            patch(r#"{"spec": {"provider": "file", "parameters": {"objects": "../x"}}}"#)
+        }),
+        ("a secret that is not there", &|| {
+            patch(r#"{"spec": {"parameters": {"objects": "[none]"}}}"#)
+        }),
+        ("a store that is too large", &|| {
+            let large = "/var/lib/coffer/republish/large";
+            driver
+                .cluster()
+                .on_node(&["truncate", "--size=5M", large])?;
+            patch(r#"{"spec": {"parameters": {"objects": "[large]"}}}"#)
+        }),
+        ("parameters that are gone", &|| {
+            patch(r#"{"spec": {"parameters": null}}"#)
+        }),
+        ("no class at all", &|| {
+            namespace.kubectl(&["delete", "secretproviderclass", "shop"])
+        }),
+    ];
+    for (what, break_it) in breaks {
+        break_it()?;
+        driver.wait_for_more_log(&[&volume.id, "volume not rotated"])?;
+        driver.wait_for_more_log(&[&volume.id, "volume republished"])?;
+        ensure!(volume.mount_id()? == mount, "{what}: it was mounted anew");
+        ensure!(volume.generation()? == generation, "{what}: it was written");
+        ensure!(namespace.exec("reader", &["cat", "/secrets/password"])? == "first");
+    }
+    ensure!(
+        failures(&namespace)?.is_empty(),
+        "{}",
+        failures(&namespace)?
+    );
+
+    namespace.apply(&class("shop", &["password"]))?;
+    driver.store(&namespace, "password", "second")?;
+    driver.wait_for_value(&namespace, "reader", "/secrets/password", "second")?;
+    namespace.delete_pod("reader")?;
+    volume.wait_until_gone()
+}
+
+fn failures(namespace: &Namespace<'_>) -> Result<String> {
+    let failed = "--field-selector=involvedObject.name=reader,reason=FailedMount";
+    namespace.kubectl(&["get", "events", failed, "-o=jsonpath={.items[*].message}"])
+}
