@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use coffer::commands::{demo, node, render};
+use coffer::commands::{demo, doctor, node, render};
 use coffer::config::NodeArgs;
 
 /// Mounts secrets from external stores into pods
@@ -22,6 +22,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Shows what a SecretProviderClass would mount, without mounting it
     Render(render::RenderArgs),
+    /// Looks at the driver and at its node, and says what to do
+    Doctor(Box<doctor::DoctorArgs>),
 }
 
 #[expect(
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Command::Node(args) => node::run(*args),
         Command::Demo(args) => demo::run(&args),
         Command::Render(args) => render::run(&args),
+        Command::Doctor(args) => doctor::run(*args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,7 @@
 //! One file per word that a user types.
 
 pub mod demo;
+pub mod doctor;
 pub mod node;
 pub mod render;
 

@@ -505,8 +505,9 @@ fn alone(target: &TargetPath, parent: &OwnedFd) -> Result<(), VolumeError> {
 }
 
 impl Usage {
-    /// What that costs the node.
-    fn taken(&self) -> u64 {
+    /// What that costs the node, in bytes of its budget.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
         budget::measured(self.bytes - self.bytes_free, self.inodes - self.inodes_free)
     }
 }

@@ -17,6 +17,7 @@ mod bad_input;
 #[path = "../../providers/vault/tests/vault/bao.rs"]
 mod bao;
 mod budget;
+mod doctor;
 mod handover;
 mod harness;
 mod identities;
