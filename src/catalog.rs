@@ -37,6 +37,7 @@ pub struct Catalog {
     providers: BTreeMap<&'static str, Arc<dyn Provider>>,
     parameter_bytes: usize,
     intervals: Intervals,
+    pod_attributes_win: bool,
 }
 
 impl Default for Catalog {
@@ -45,6 +46,7 @@ impl Default for Catalog {
             providers: BTreeMap::new(),
             parameter_bytes: PARAMETER_BYTES,
             intervals: Intervals::default(),
+            pod_attributes_win: false,
         }
     }
 }
@@ -68,6 +70,13 @@ impl Catalog {
     #[must_use]
     pub fn with_intervals(mut self, intervals: Intervals) -> Self {
         self.intervals = intervals;
+        self
+    }
+
+    /// The same, where what a pod says wins over what its class says (D10).
+    #[must_use]
+    pub fn with_pod_attributes_winning(mut self, win: bool) -> Self {
+        self.pod_attributes_win = win;
         self
     }
 
@@ -113,7 +122,10 @@ impl Catalog {
                     ),
                 });
             }
-            let parameters = merge(&declared.parameters, attributes);
+            let parameters = match self.pod_attributes_win {
+                false => merge(&declared.parameters, attributes),
+                true => merge(attributes, &declared.parameters),
+            };
             let source = provider.source(&parameters);
             let source = source.map_err(|error| PublishError::Parameters {
                 class: class.name.clone(),

@@ -95,6 +95,11 @@ pub struct NodeArgs {
     #[arg(long, env = "COFFER_MAX_REQUEST_BYTES", default_value = "4Mi", value_parser = quantity)]
     pub max_request_bytes: u64,
 
+    /// Lets what a pod writes into volumeAttributes win over the parameters of its class, as in
+    /// secrets-store-csi-driver: whoever makes pods then decides what their classes ask for
+    #[arg(long, env = "COFFER_POD_ATTRIBUTES_WIN")]
+    pub pod_attributes_win: bool,
+
     /// How long a first mount may take; less where the kubelet waits less
     #[arg(long, env = "COFFER_PUBLISH_TIMEOUT", default_value = "60s", value_parser = duration)]
     pub publish_timeout: Duration,
@@ -287,6 +292,8 @@ pub struct Bounds {
     pub publish_timeout: Duration,
     /// How often stores are asked.
     pub intervals: Intervals,
+    /// Whether a pod's attributes win over its class.
+    pub pod_attributes_win: bool,
     /// How long one request to a store may take.
     pub store: Patience,
 }
@@ -317,6 +324,7 @@ impl Default for Bounds {
             request_bytes: 4 << 20,
             publish_timeout: STORE_DEADLINE,
             intervals: Intervals::default(),
+            pod_attributes_win: false,
             store: Patience::default(),
         }
     }
@@ -453,6 +461,7 @@ fn bounds(args: &NodeArgs) -> Result<Bounds, ConfigError> {
             "must be between 1s and 60s: one question to a store is given up after 60s",
         )?,
         intervals: intervals(args)?,
+        pod_attributes_win: args.pod_attributes_win,
         store: patience(args)?,
     })
 }

@@ -87,7 +87,8 @@ pub async fn run_with(
     tokio::spawn(async move { looking.run(looking_until).await });
     let catalog = catalog
         .with_parameter_bytes(config.bounds.parameter_bytes)
-        .with_intervals(config.bounds.intervals);
+        .with_intervals(config.bounds.intervals)
+        .with_pod_attributes_winning(config.bounds.pod_attributes_win);
     let publisher = Publisher::new(
         classes,
         catalog,

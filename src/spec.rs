@@ -1,6 +1,6 @@
 //! VolumeSpec: one class and one pod's volume attributes, resolved against the providers. No I/O.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -185,13 +185,13 @@ fn items_of<'a>(
         .filter(move |item| gives(&item.object))
 }
 
-/// What a provider gets to see: the parameters of the class, and of the pod's attributes those that
-/// the class leaves open. The author of a class can rely on what it says.
+/// What a provider gets to see: what `first` says, and of `second` what that leaves open. First comes the
+/// class, unless the administrator lets pods win: the author of a class can rely on what it says.
 #[must_use]
-pub fn merge(class: &Parameters, attributes: &BTreeMap<String, String>) -> Parameters {
-    let mut merged = attributes.clone();
+pub fn merge(first: &Parameters, second: &Parameters) -> Parameters {
+    let mut merged = second.clone();
     merged.extend(
-        class
+        first
             .iter()
             .map(|(key, value)| (key.clone(), value.clone())),
     );
@@ -200,6 +200,8 @@ pub fn merge(class: &Parameters, attributes: &BTreeMap<String, String>) -> Param
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
