@@ -5,6 +5,8 @@
 //! changes, its subscribers are told and write their volumes again. Values that nobody uses any more are
 //! wiped.
 
+mod facts;
+
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
@@ -21,6 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub use self::facts::Fact;
 use crate::class::RefreshStrategy;
 use crate::clock;
 use crate::error::PublishError;
@@ -34,6 +37,9 @@ use crate::volume::Record;
 
 /// How long an entry without a volume is kept: a pod that replaces another one finds it.
 const LINGER: Duration = Duration::from_secs(30);
+
+/// The schedule turns this often, whether anything is due or not.
+const TURN: Duration = Duration::from_secs(20);
 
 /// How long a lease stays after another one took its place in the volumes.
 const LEASE_GRACE: Duration = Duration::from_secs(60);
@@ -81,6 +87,8 @@ pub(crate) struct Inner {
     /// Something became due earlier than it was.
     wake: Notify,
     pacers: Mutex<HashMap<(&'static str, String), Arc<Pacer>>>,
+    /// When the schedule last turned.
+    turned: Mutex<Option<Instant>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -263,6 +271,7 @@ impl SecretCache {
             state: Mutex::default(),
             wake: Notify::new(),
             pacers: Mutex::default(),
+            turned: Mutex::default(),
             metrics,
         }))
     }
@@ -308,14 +317,23 @@ impl SecretCache {
     /// Looks at what is due and wipes what nobody uses, until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         loop {
+            *self.0.turned() = Some(Instant::now());
             let next = self.0.look_at_what_is_due();
             let woken = self.0.wake.notified();
             tokio::select! {
                 () = sleep_until(next) => {}
+                // Also when nothing is due: whoever asks sees that it turns.
+                () = tokio::time::sleep(TURN) => {}
                 () = woken => {}
                 () = stop.cancelled() => return,
             }
         }
+    }
+
+    /// When [`Self::run`] last looked for what is due; it does so every 20 s at least.
+    #[must_use]
+    pub fn last_turn(&self) -> Option<Instant> {
+        *self.0.turned()
     }
 
     /// Brings the gauges up to date.
@@ -899,6 +917,10 @@ impl State {
 }
 
 impl Inner {
+    fn turned(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.turned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -1023,7 +1045,8 @@ impl Inner {
                     }
                     held.life = life;
                 }
-                self.succeeded(&mut state, &key, now, false);
+                // It ends later now, which those who report on it have to know.
+                self.succeeded(&mut state, &key, now, true);
                 Outcome::Same
             }
             Answer::Failed(error) => {
@@ -1080,8 +1103,8 @@ impl Inner {
     fn succeeded(&self, state: &mut State, key: &Arc<Key>, now: Instant, changed: bool) {
         let entry = state.entry(key);
         entry.looks += 1;
-        entry.token_misses = None;
-        if entry.failed.take().is_some() || changed {
+        let missed = entry.token_misses.take().unwrap_or(0) >= TOKEN_MISSES;
+        if entry.failed.take().is_some() || changed || missed {
             entry.tell();
         }
         let next = match (entry.users.is_empty(), std::mem::take(&mut entry.again)) {
@@ -1155,6 +1178,10 @@ impl Inner {
                         volumes = entry.users.len(),
                         "no valid token has come for a secret that is due: volumes keep what they have"
                     );
+                }
+                if misses >= TOKEN_MISSES {
+                    // Their pods hear of it, and that what they have gets old.
+                    state.entry(&key).tell();
                 }
             }
         }

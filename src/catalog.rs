@@ -80,6 +80,12 @@ impl Catalog {
         self
     }
 
+    /// Whether what a pod says wins over what its class says.
+    #[must_use]
+    pub fn pod_attributes_win(&self) -> bool {
+        self.pod_attributes_win
+    }
+
     /// The names there are, a closed list for metrics.
     #[must_use]
     pub fn names(&self) -> Vec<&'static str> {

@@ -32,6 +32,8 @@ pub struct Feed(watch::Sender<Known>);
 struct Known {
     /// Whether everything was read once: before, that a class is missing means nothing.
     whole: bool,
+    /// Whether there may be changes that nobody can tell of now.
+    stale: bool,
     classes: ByName,
 }
 
@@ -55,6 +57,14 @@ impl Feed {
         self.0.send_modify(|known| drop(known.classes.remove(name)));
     }
 
+    /// From now on, or no longer, changes may be missed. That alone is no change.
+    pub fn is_stale(&self, stale: bool) {
+        self.0.send_if_modified(|known| {
+            known.stale = stale;
+            false
+        });
+    }
+
     /// What is known now.
     #[must_use]
     pub fn known(&self) -> ByName {
@@ -68,6 +78,19 @@ impl Classes {
     pub fn new() -> (Self, Feed) {
         let (feed, known) = watch::channel(Known::default());
         (Self(known), Feed(feed))
+    }
+
+    /// Whether everything was read once.
+    #[must_use]
+    pub fn are_known(&self) -> bool {
+        self.0.borrow().whole
+    }
+
+    /// Whether changes may have been missed since they were read: they are what they were when the API server
+    /// was last there.
+    #[must_use]
+    pub fn are_stale(&self) -> bool {
+        self.0.borrow().stale
     }
 
     /// Finds a class.

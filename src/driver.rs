@@ -1,16 +1,11 @@
 //! The composition root: builds everything, runs it, stops it in order.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::get;
 use coffer_provider_file::FileProvider;
 use coffer_provider_vault::{ClientCertificate, Flavour, Settings, VaultProvider};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -20,10 +15,13 @@ use crate::catalog::Catalog;
 use crate::class_folder;
 use crate::classes::Classes;
 use crate::config::{Config, Patience, VaultArgs};
-use crate::csi::{CsiServer, Sole};
-use crate::kube;
+use crate::csi::{CsiServer, ServerSettings, Sole};
+use crate::health::Health;
+use crate::http;
+use crate::kube::ApiServer;
 use crate::payload::Limits;
 use crate::publish::Publisher;
+use crate::report::Reports;
 use crate::telemetry::Metrics;
 use crate::volume::Volumes;
 
@@ -38,15 +36,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         &config.limits,
         config.bounds.store,
     )?;
-    let classes = match &config.classes {
-        Some(folder) => class_folder::follow(folder)?,
-        None => kube::follow(config.kubeconfig.as_deref()).await?,
+    let (classes, api_server) = match &config.classes {
+        Some(folder) => (class_folder::follow(folder)?, None),
+        None => {
+            let api_server = ApiServer::of(config.kubeconfig.as_deref()).await?;
+            (api_server.classes(), Some(api_server))
+        }
     };
     let stop = stop_on_signals()?;
-    run_with(config, catalog, classes, stop).await
+    run_reporting(config, catalog, classes, api_server, stop).await
 }
 
-/// Runs the driver with these providers and classes until `stop`.
+/// Runs the driver with these providers and classes until `stop`, without an API server.
 ///
 /// # Errors
 /// As [`run`].
@@ -54,6 +55,21 @@ pub async fn run_with(
     config: Config,
     catalog: Catalog,
     classes: Classes,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    run_reporting(config, catalog, classes, None, stop).await
+}
+
+/// Runs the driver with these providers and classes until `stop`, and tells the API server how its volumes
+/// are, where there is one.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_reporting(
+    config: Config,
+    catalog: Catalog,
+    classes: Classes,
+    api_server: Option<ApiServer>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let volumes = Volumes::probe(config.rules.clone(), config.limits)?;
@@ -76,7 +92,7 @@ pub async fn run_with(
     let found = tokio::task::spawn_blocking(move || before.sweep_all()).await?;
     let server = CsiServer::bind(&sole)?;
     let http = match config.metrics {
-        Some(address) => Some(listen(address).await?),
+        Some(address) => Some(http::listen(address).await?),
         None => None,
     };
     info!(?config, providers = ?catalog.names(), noswap = volumes.noswap(), selinux_label = volumes.labelled(), adopts = volumes.adopts(), volumes = found, "driver started");
@@ -85,29 +101,41 @@ pub async fn run_with(
     let looking = cache.clone();
     let looking_until = stop.clone();
     tokio::spawn(async move { looking.run(looking_until).await });
+    let health = Health::new(cache.clone(), classes.clone());
     let catalog = catalog
         .with_parameter_bytes(config.bounds.parameter_bytes)
         .with_intervals(config.bounds.intervals)
         .with_pod_attributes_winning(config.bounds.pod_attributes_win);
+    let reports = match &api_server {
+        None => Reports::default(),
+        Some(api_server) => {
+            api_server.check_crds(metrics.clone());
+            Reports::new(
+                api_server.events(&config.driver_name, &config.node_id, metrics.clone()),
+                api_server.statuses(&config.node_id, metrics.clone()),
+            )
+        }
+    };
     let publisher = Publisher::new(
         classes,
         catalog,
         cache.clone(),
         volumes.clone(),
         metrics.clone(),
+        reports,
     );
-    let serve = server.serve(
-        config.driver_name,
-        config.node_id,
-        config.token_source,
-        config.bounds,
-        publisher,
-        stop.clone(),
-    );
+    let settings = ServerSettings {
+        driver_name: config.driver_name,
+        node_id: config.node_id,
+        token_source: config.token_source,
+        bounds: config.bounds,
+    };
+    let serve = server.serve(settings, publisher, health.clone(), stop.clone());
     let served = match http {
         None => serve.await,
         Some(http) => {
-            let http = tokio::spawn(serve_http(http, metrics, cache, volumes, stop.clone()));
+            let http = http::serve(http, metrics, cache, volumes, health, stop.clone());
+            let http = tokio::spawn(http);
             let served = serve.await;
             stop.cancel();
             let _ = http.await;
@@ -178,46 +206,6 @@ fn vault_settings(
             ..default.limits
         },
         ..Settings::default()
-    }
-}
-
-/// `[::]` is every address, and on a node without IPv6 it is `0.0.0.0`.
-async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = match TcpListener::bind(address).await {
-        Err(_) if address.ip().is_unspecified() => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        bound => bound,
-    };
-    let listener =
-        listener.with_context(|| format!("cannot listen on --metrics-addr {address}"))?;
-    info!(address = %listener.local_addr()?, "metrics and health served");
-    Ok(listener)
-}
-
-async fn serve_http(
-    listener: TcpListener,
-    metrics: Arc<Metrics>,
-    cache: SecretCache,
-    volumes: Arc<Volumes>,
-    stop: CancellationToken,
-) {
-    let scrape = move || {
-        cache.measure();
-        metrics.volume_bytes.set(volumes.counted() as i64);
-        let text = metrics.text();
-        async { text }
-    };
-    let healthy = || async { (StatusCode::OK, "ok\n") };
-    let routes = Router::new()
-        .route("/metrics", get(scrape))
-        .route("/healthz", get(healthy))
-        .route("/readyz", get(healthy));
-    if let Err(error) = axum::serve(listener, routes)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-    {
-        warn!(%error, "metrics and health are not served any more");
     }
 }
 

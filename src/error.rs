@@ -257,6 +257,15 @@ impl PublishError {
         }
     }
 
+    /// The provider that it is about; empty where it is about none.
+    #[must_use]
+    pub fn provider(&self) -> &str {
+        match self {
+            Self::Provider { provider, .. } | Self::QueueFull { provider } => provider,
+            _ => "",
+        }
+    }
+
     /// The one word for it.
     #[must_use]
     pub fn reason(&self) -> Reason {

@@ -8,7 +8,7 @@ use coffer_provider::{
     Caller, ErrorKind, Lease, Life, ObjectRef, ProviderError, Secret, Source, Version, clean_text,
 };
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info};
 
@@ -131,7 +131,11 @@ async fn fly(
         let full = || Outcome::Failed(ReadFailure::QueueFull);
         return items.into_iter().map(|item| (item.key, full())).collect();
     };
-    let answers = match timeout(STORE_DEADLINE, ask(source, caller, &items)).await {
+    let asked = Instant::now();
+    let answers = timeout(STORE_DEADLINE, ask(source, caller, &items)).await;
+    let took = asked.elapsed();
+    cache.metrics.answered(first.key.provider, took);
+    let answers = match answers {
         Ok(answers) => answers,
         Err(_) => {
             let problem = format!(

@@ -18,14 +18,20 @@ use crate::catalog::Catalog;
 use crate::class::{ClassName, SecretProviderClass};
 use crate::classes::Classes;
 use crate::error::PublishError;
+use crate::events::EventReason;
 pub use crate::flight::STORE_DEADLINE;
 use crate::identity::Requester;
 use crate::payload::Payload;
+use crate::pod_status::Shown;
 use crate::registry::{Followed, Published, Registry, Turn};
+use crate::report::Reports;
 use crate::rotation;
 use crate::spec::VolumeSpec;
 use crate::telemetry::Metrics;
 use crate::volume::{HeldObject, LAYOUT, Outcome, Record, State, TargetPath, VolumeError, Volumes};
+
+/// For whoever has such a container.
+const SUB_PATH: &str = "a container mounts a file of this volume by subPath: it keeps the file of its start, and no rotation reaches it; mount the whole volume instead";
 
 /// How many volumes are written again at one time.
 const ROTATIONS: usize = 16;
@@ -46,6 +52,15 @@ pub struct PublishRequest {
     pub fs_group: Option<u32>,
 }
 
+/// A publish that has gone well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// What it did to the volume.
+    pub outcome: Outcome,
+    /// The first provider of the volume; empty while that is not known.
+    pub provider: &'static str,
+}
+
 /// Brings volumes onto the node and keeps them fresh.
 pub struct Publisher {
     classes: Classes,
@@ -54,6 +69,7 @@ pub struct Publisher {
     volumes: Arc<Volumes>,
     registry: Registry,
     metrics: Arc<Metrics>,
+    reports: Reports,
     rotations: Semaphore,
 }
 
@@ -66,6 +82,7 @@ impl Publisher {
         cache: SecretCache,
         volumes: Arc<Volumes>,
         metrics: Arc<Metrics>,
+        reports: Reports,
     ) -> Arc<Self> {
         Arc::new(Self {
             classes,
@@ -74,6 +91,7 @@ impl Publisher {
             volumes,
             registry: Registry::default(),
             metrics,
+            reports,
             rotations: Semaphore::new(ROTATIONS),
         })
     }
@@ -106,24 +124,33 @@ impl Publisher {
         self: Arc<Self>,
         request: PublishRequest,
         deadline: Instant,
-    ) -> Result<Outcome, PublishError> {
+    ) -> Result<Done, PublishError> {
+        let started = Instant::now();
         let turn = timeout_at(deadline, self.registry.turn(&request.volume_id)).await;
         let mut turn = turn.map_err(|_| PublishError::Busy)?;
         let request = Arc::new(request);
         if let Some(published) = &*turn {
             check_same(&published.request, &request)?;
         }
-        match self.state(&request.target).await? {
+        let outcome = match self.state(&request.target).await? {
             State::Complete(record) => {
                 self.keep(&mut turn, request, record);
-                Ok(Outcome::Unchanged)
+                Outcome::Unchanged
             }
             State::Inherited => {
                 self.keep(&mut turn, request, None);
-                Ok(Outcome::Unchanged)
+                Outcome::Unchanged
             }
-            State::Absent | State::Empty => self.mount(&mut turn, request, deadline).await,
-        }
+            State::Absent | State::Empty => {
+                let mounted = self.mount(&mut turn, request.clone(), deadline).await;
+                let took = started.elapsed();
+                self.reports
+                    .mounted(&request, turn.as_ref(), &mounted, took);
+                mounted?
+            }
+        };
+        let provider = provider(turn.as_ref().and_then(|volume| volume.followed.as_ref()));
+        Ok(Done { outcome, provider })
     }
 
     async fn mount(
@@ -135,6 +162,9 @@ impl Publisher {
         let name = class_name(&request)?;
         let class = in_time(turn, deadline, self.classes.find_soon(&name)).await??;
         let spec = self.catalog.resolve(class, &request.attributes)?;
+        if !self.catalog.pod_attributes_win() {
+            self.reports.resolved(&request, &spec);
+        }
         let subscriber = Subscriber::new(request.volume_id.clone(), request.requester.clone());
         let (subscription, tidings) = self.cache.subscribe(&spec, &subscriber)?;
         let secrets = in_time(turn, deadline, subscription.read()).await??;
@@ -144,12 +174,16 @@ impl Publisher {
         let outcome = self
             .on_node(move |volumes| volumes.mount(&target, &payload, &mounted))
             .await?;
+        let shown = Some(Shown::of(&spec));
         // One that stays as it is has no more use for its stores: with the subscription, all of that ends.
         let (followed, told) = match record.immutable {
             true => (None, silence()),
             false => (Some(Followed { spec, subscription }), tidings),
         };
-        **turn = Some(self.published(request, Some(record), subscriber, followed, Some(told)));
+        **turn = Some(Published {
+            shown,
+            ..self.published(request, Some(record), subscriber, followed, Some(told))
+        });
         self.metrics.volumes.set(self.registry.len() as i64);
         Ok(outcome)
     }
@@ -189,6 +223,7 @@ impl Publisher {
         Published {
             request,
             record,
+            shown: None,
             told_of_subpaths: false,
             subscriber,
             followed,
@@ -212,6 +247,7 @@ impl Publisher {
         let mut tidings = None;
         let looked = self.look(&mut turn, &mut tidings).await;
         self.metrics.rotated(provider, &looked, started.elapsed());
+        self.reports.looked(turn.as_ref(), &looked);
         looked.map(|outcome| (outcome, tidings))
     }
 
@@ -272,6 +308,7 @@ impl Publisher {
             }
         }
         if let Some(published) = &mut **turn {
+            published.shown = Some(Shown::of(&spec));
             published.followed = Some(Followed { spec, subscription });
         }
         Ok(tidings)
@@ -321,8 +358,9 @@ impl Publisher {
         if !std::mem::replace(&mut published.told_of_subpaths, true) {
             let volume_id = &published.request.volume_id;
             let pod = &published.request.requester.pod;
-            warn!(volume.id = %volume_id, pod.namespace = %pod.namespace, pod.name = %pod.name,
-                "a container mounts a file of this volume by subPath: it keeps the file of its start, and no rotation reaches it; mount the whole volume instead");
+            warn!(volume.id = %volume_id, pod.namespace = %pod.namespace, pod.name = %pod.name, "{SUB_PATH}");
+            let events = self.reports.events();
+            events.tell(pod, volume_id, EventReason::SubPathNotReached, SUB_PATH);
         }
         Ok(())
     }
@@ -366,6 +404,9 @@ impl Publisher {
         let mut turn = self.registry.turn(&volume_id).await;
         *turn = None;
         let unmounted = self.on_node(move |volumes| volumes.unmount(&target)).await;
+        if unmounted.is_ok() {
+            self.reports.gone(&volume_id);
+        }
         drop(turn);
         self.metrics.volumes.set(self.registry.len() as i64);
         unmounted

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::cache::{Subscriber, Subscription};
+use crate::pod_status::Shown;
 use crate::publish::PublishRequest;
 use crate::spec::VolumeSpec;
 use crate::volume::Record;
@@ -31,6 +32,8 @@ pub struct Published {
     pub request: Arc<PublishRequest>,
     /// What is in it; unknown for one that was taken over without a record.
     pub record: Option<Record>,
+    /// What its status says of its class; not known yet for one that was taken over.
+    pub shown: Option<Shown>,
     /// It was said that a container mounts some of it by subPath.
     pub told_of_subpaths: bool,
     /// The volume as the cache knows it.

@@ -109,6 +109,20 @@ impl VolumeSpec {
         self.class.sharing
     }
 
+    /// The parameters that the class and the pod's attributes both give, differently.
+    #[must_use]
+    pub fn overridden<'a>(&self, attributes: &'a Parameters) -> Vec<&'a str> {
+        let says_else = |key: &String, value: &String| {
+            let mut sources = self.class.sources.iter();
+            sources.any(|source| source.parameters.get(key).is_some_and(|own| own != value))
+        };
+        let attributes = attributes.iter();
+        attributes
+            .filter(|(key, value)| says_else(key, value))
+            .map(|(key, _)| key.as_str())
+            .collect()
+    }
+
     /// Another value means that everything is to be looked at now.
     #[must_use]
     pub fn refresh_mark(&self) -> Option<&str> {

@@ -16,7 +16,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
-use crate::error::{PublishError, Reason};
+use crate::error::PublishError;
+use crate::publish::Done;
+use crate::report_metrics::ReportMetrics;
 use crate::volume::Outcome;
 
 /// Starts logging to standard output.
@@ -55,15 +57,43 @@ fn targets(level: Level) -> Targets {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ProviderLabels {
-    provider: &'static str,
+struct OsLabels {
+    os_type: &'static str,
+}
+
+const OS: OsLabels = OsLabels { os_type: LINUX };
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PublishLabels {
+    provider: String,
+    os_type: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PublishErrorLabels {
+    provider: String,
+    error_type: &'static str,
     os_type: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ErrorLabels {
+struct UnpublishErrorLabels {
     error_type: &'static str,
     os_type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RotationErrorLabels {
+    provider: &'static str,
+    error_type: &'static str,
+    os_type: &'static str,
+    rotated: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProviderLabels {
+    provider: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -79,23 +109,18 @@ struct StoreLabels {
     outcome: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabels {
-    outcome: &'static str,
-}
-
 /// What is counted. Names that secrets-store-csi-driver has are the same here; labels are closed lists:
 /// providers, reasons, outcomes.
 pub struct Metrics {
     registry: Registry,
-    publishes: Family<OutcomeLabels, Counter>,
-    publish_errors: Family<ErrorLabels, Counter>,
+    publishes: Family<PublishLabels, Counter>,
+    publish_errors: Family<PublishErrorLabels, Counter>,
     publish_seconds: Histogram,
-    unpublishes: Counter,
-    unpublish_errors: Family<ErrorLabels, Counter>,
+    unpublishes: Family<OsLabels, Counter>,
+    unpublish_errors: Family<UnpublishErrorLabels, Counter>,
     rotations: Family<RotationLabels, Counter>,
-    rotation_errors: Family<ProviderLabels, Counter>,
-    rotation_seconds: Histogram,
+    rotation_errors: Family<RotationErrorLabels, Counter>,
+    rotation_seconds: Family<OsLabels, Histogram, fn() -> Histogram>,
     /// Volumes that are published on the node.
     pub volumes: Gauge,
     /// Rotations that a container does not see, since it mounts a file of the volume by subPath.
@@ -106,6 +131,9 @@ pub struct Metrics {
     /// The node's budget.
     pub node_budget: Gauge,
     store_requests: Family<StoreLabels, Counter>,
+    store_seconds: Family<ProviderLabels, Histogram, fn() -> Histogram>,
+    /// Of what the API server is told.
+    pub reports: ReportMetrics,
     /// Objects that were answered from memory.
     pub cache_hits: Counter,
     /// Objects in memory.
@@ -122,28 +150,33 @@ pub struct Metrics {
 
 const LINUX: &str = "linux";
 
+/// From a publish that is answered from memory to a store that takes its time.
+fn seconds() -> Histogram {
+    Histogram::new([
+        0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
+    ])
+}
+
 impl Default for Metrics {
     fn default() -> Self {
-        // From a cached publish to a store that takes its time.
-        let buckets = [
-            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0,
-        ];
         let mut metrics = Self {
             registry: Registry::default(),
             publishes: Family::default(),
             publish_errors: Family::default(),
-            publish_seconds: Histogram::new(buckets),
-            unpublishes: Counter::default(),
+            publish_seconds: seconds(),
+            unpublishes: Family::default(),
             unpublish_errors: Family::default(),
             rotations: Family::default(),
             rotation_errors: Family::default(),
-            rotation_seconds: Histogram::new(buckets),
+            rotation_seconds: Family::new_with_constructor(seconds),
             volumes: Gauge::default(),
             past_subpaths: Counter::default(),
             panics: Counter::default(),
             volume_bytes: Gauge::default(),
             node_budget: Gauge::default(),
             store_requests: Family::default(),
+            store_seconds: Family::new_with_constructor(seconds),
+            reports: ReportMetrics::default(),
             cache_hits: Counter::default(),
             cache_entries: Gauge::default(),
             cache_bytes: Gauge::default(),
@@ -220,6 +253,12 @@ impl Metrics {
             self.store_requests.clone(),
         );
         registry.register(
+            "coffer_store_request_duration_seconds",
+            "How long stores took for one question about one or more objects",
+            self.store_seconds.clone(),
+        );
+        self.reports.register(registry);
+        registry.register(
             "coffer_cache_hits",
             "Objects that were answered from memory",
             self.cache_hits.clone(),
@@ -282,34 +321,48 @@ impl Metrics {
         self.store_requests.get_or_create(&labels).inc();
     }
 
+    /// Takes down how long a store took for one question.
+    pub fn answered(&self, provider: &'static str, took: Duration) {
+        let labels = ProviderLabels { provider };
+        let seconds = self.store_seconds.get_or_create(&labels);
+        seconds.observe(took.as_secs_f64());
+    }
+
     /// Counts a publish or a republish.
-    pub fn published(&self, done: &Result<Outcome, Reason>, took: Duration) {
+    pub fn published(&self, done: Result<&Done, &PublishError>, took: Duration) {
         self.publish_seconds.observe(took.as_secs_f64());
         match done {
-            Ok(outcome) => {
-                let labels = OutcomeLabels {
-                    outcome: outcome.as_str(),
+            Ok(done) => {
+                let labels = PublishLabels {
+                    provider: done.provider.to_owned(),
+                    os_type: LINUX,
+                    outcome: done.outcome.as_str(),
                 };
                 self.publishes.get_or_create(&labels).inc();
             }
-            Err(reason) => {
-                self.publish_errors
-                    .get_or_create(&error_labels(*reason))
-                    .inc();
+            Err(error) => {
+                let labels = PublishErrorLabels {
+                    provider: error.provider().to_owned(),
+                    error_type: error.reason().as_str(),
+                    os_type: LINUX,
+                };
+                self.publish_errors.get_or_create(&labels).inc();
             }
         }
     }
 
     /// Counts an unpublish.
-    pub fn unpublished(&self, done: &Result<(), Reason>) {
+    pub fn unpublished(&self, done: &Result<(), PublishError>) {
         match done {
             Ok(()) => {
-                self.unpublishes.inc();
+                self.unpublishes.get_or_create(&OS).inc();
             }
-            Err(reason) => {
-                self.unpublish_errors
-                    .get_or_create(&error_labels(*reason))
-                    .inc();
+            Err(error) => {
+                let labels = UnpublishErrorLabels {
+                    error_type: error.reason().as_str(),
+                    os_type: LINUX,
+                };
+                self.unpublish_errors.get_or_create(&labels).inc();
             }
         }
     }
@@ -321,7 +374,8 @@ impl Metrics {
         looked: &Result<Outcome, PublishError>,
         took: Duration,
     ) {
-        self.rotation_seconds.observe(took.as_secs_f64());
+        let seconds = self.rotation_seconds.get_or_create(&OS);
+        seconds.observe(took.as_secs_f64());
         match looked {
             Ok(outcome) => {
                 let labels = RotationLabels {
@@ -335,10 +389,12 @@ impl Metrics {
                 };
                 self.rotations.get_or_create(&labels).inc();
             }
-            Err(_) => {
-                let labels = ProviderLabels {
+            Err(error) => {
+                let labels = RotationErrorLabels {
                     provider,
+                    error_type: error.reason().as_str(),
                     os_type: LINUX,
+                    rotated: "false",
                 };
                 self.rotation_errors.get_or_create(&labels).inc();
             }
@@ -351,13 +407,6 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a String takes everything");
         text
-    }
-}
-
-fn error_labels(reason: Reason) -> ErrorLabels {
-    ErrorLabels {
-        error_type: reason.as_str(),
-        os_type: LINUX,
     }
 }
 
@@ -384,17 +433,35 @@ mod tests {
         assert!(!targets.would_enable("h2::codec", &Level::WARN));
     }
 
+    /// Case C16 of the suite of secrets-store-csi-driver, and what its users have in their dashboards.
     #[test]
-    fn a_scrape_has_upstreams_names() {
+    fn bats_c16_a_scrape_has_upstreams_names_and_labels() {
         let metrics = Metrics::default();
-        metrics.published(&Ok(Outcome::Mounted), Duration::from_millis(3));
-        metrics.published(&Err(Reason::ClassNotFound), Duration::from_millis(3));
+        let took = Duration::from_millis(3);
+        let done = Done {
+            outcome: Outcome::Mounted,
+            provider: "vault",
+        };
+        metrics.published(Ok(&done), took);
+        metrics.published(Err(&PublishError::NoClass), took);
+        let full = PublishError::QueueFull {
+            provider: "aws".into(),
+        };
+        metrics.published(Err(&full), took);
         metrics.unpublished(&Ok(()));
+        metrics.unpublished(&Err(PublishError::NoClass));
+        metrics.rotated("vault", &Ok(Outcome::Rotated), took);
+        metrics.rotated("vault", &Err(PublishError::NothingToMount), took);
         let text = metrics.text();
         for line in [
-            "node_publish_total{outcome=\"mounted\"} 1",
-            "node_publish_error_total{error_type=\"ClassNotFound\",os_type=\"linux\"} 1",
-            "node_unpublish_total 1",
+            "node_publish_total{provider=\"vault\",os_type=\"linux\",outcome=\"mounted\"} 1",
+            "node_publish_error_total{provider=\"\",error_type=\"InvalidRequest\",os_type=\"linux\"} 1",
+            "node_publish_error_total{provider=\"aws\",error_type=\"QueueFull\",os_type=\"linux\"} 1",
+            "node_unpublish_total{os_type=\"linux\"} 1",
+            "node_unpublish_error_total{error_type=\"InvalidRequest\",os_type=\"linux\"} 1",
+            "rotation_reconcile_total{provider=\"vault\",os_type=\"linux\",rotated=\"true\"} 1",
+            "rotation_reconcile_error_total{provider=\"vault\",error_type=\"SecretNotFound\",os_type=\"linux\",rotated=\"false\"} 1",
+            "rotation_reconcile_duration_sec_count{os_type=\"linux\"} 2",
             "coffer_volumes 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

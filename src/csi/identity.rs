@@ -1,4 +1,4 @@
-//! The Identity service: answers from constants.
+//! The Identity service: answers from constants, but for Probe.
 
 use coffer_proto::csi::identity_server::Identity;
 use coffer_proto::csi::{
@@ -7,8 +7,11 @@ use coffer_proto::csi::{
 };
 use tonic::{Request, Response, Status};
 
+use crate::health::Health;
+
 pub(super) struct IdentityService {
     pub(super) driver_name: String,
+    pub(super) health: Health,
 }
 
 #[tonic::async_trait]
@@ -33,8 +36,9 @@ impl Identity for IdentityService {
     }
 
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        // Whoever gets this answer has an event loop that turns. No store and no API server is asked:
-        // a restart would mend neither.
-        Ok(Response::new(ProbeResponse { ready: Some(true) }))
+        // No store is asked, and no API server: a restart would mend neither.
+        self.health.healthy().map_err(Status::failed_precondition)?;
+        let ready = Some(self.health.ready().is_ok());
+        Ok(Response::new(ProbeResponse { ready }))
     }
 }

@@ -6,4 +6,4 @@ mod node;
 mod server;
 mod status;
 
-pub use server::{CsiServer, SocketError, Sole};
+pub use server::{CsiServer, ServerSettings, SocketError, Sole};

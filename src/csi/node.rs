@@ -24,7 +24,7 @@ use tracing::{debug, error, info, warn};
 use super::convert;
 use super::status::status;
 use crate::error::{PublishError, Reason};
-use crate::publish::Publisher;
+use crate::publish::{Done, Publisher};
 use crate::tokens::{TokenSource, Tokens};
 use crate::volume::Outcome;
 
@@ -63,8 +63,7 @@ impl Node for NodeService {
         };
         let done = self.to_its_end(publish).await;
         let took = started.elapsed();
-        let counted = done.as_ref().copied().map_err(PublishError::reason);
-        self.publisher.metrics().published(&counted, took);
+        self.publisher.metrics().published(done.as_ref(), took);
         log_publish(&volume_id, &done, took);
         match done {
             Ok(_) => Ok(Response::new(NodePublishVolumeResponse {})),
@@ -86,8 +85,7 @@ impl Node for NodeService {
             publisher.unpublish(volume_id, target).await
         };
         let done = self.to_its_end(unpublish).await;
-        let counted = done.as_ref().copied().map_err(PublishError::reason);
-        self.publisher.metrics().unpublished(&counted);
+        self.publisher.metrics().unpublished(&done);
         let duration_ms = started.elapsed().as_millis() as u64;
         match done {
             Ok(()) => {
@@ -200,10 +198,12 @@ fn failed() -> Status {
     Status::internal("the driver failed on this request: see its log on the node")
 }
 
-fn log_publish(volume_id: &str, done: &Result<Outcome, PublishError>, took: Duration) {
+fn log_publish(volume_id: &str, done: &Result<Done, PublishError>, took: Duration) {
     let duration_ms = took.as_millis() as u64;
     match done {
-        Ok(Outcome::Unchanged) => debug!(volume.id = %volume_id, duration_ms, "volume republished"),
+        Ok(done) if done.outcome == Outcome::Unchanged => {
+            debug!(volume.id = %volume_id, duration_ms, "volume republished");
+        }
         Ok(_) => info!(volume.id = %volume_id, duration_ms, "volume published"),
         Err(error) => {
             let reason = error.reason();

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use super::identity::IdentityService;
 use super::node::NodeService;
 use crate::config::Bounds;
+use crate::health::Health;
 use crate::publish::Publisher;
 use crate::tokens::TokenSource;
 
@@ -42,6 +43,18 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub struct SocketError {
     socket: PathBuf,
     problem: String,
+}
+
+/// What the server says of itself, and what it takes.
+pub struct ServerSettings {
+    /// The name that the driver is registered by.
+    pub driver_name: String,
+    /// The name of the Kubernetes node.
+    pub node_id: String,
+    /// Where tokens come from.
+    pub token_source: TokenSource,
+    /// How large a request may be, and how long it may take.
+    pub bounds: Bounds,
 }
 
 /// The CSI server, listening.
@@ -116,15 +129,22 @@ impl CsiServer {
     /// When the server fails by itself.
     pub async fn serve(
         self,
-        driver_name: String,
-        node_id: String,
-        token_source: TokenSource,
-        bounds: Bounds,
+        settings: ServerSettings,
         publisher: Arc<Publisher>,
+        health: Health,
         stop: CancellationToken,
     ) -> Result<(), tonic::transport::Error> {
+        let ServerSettings {
+            driver_name,
+            node_id,
+            token_source,
+            bounds,
+        } = settings;
         let operations = TaskTracker::new();
-        let identity = IdentityService { driver_name };
+        let identity = IdentityService {
+            driver_name,
+            health,
+        };
         let node = NodeService {
             node_id,
             token_source,

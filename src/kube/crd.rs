@@ -6,88 +6,145 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
 use crate::class::Spec;
+use crate::pod_status::PodStatus;
 
 /// The API group.
 pub const GROUP: &str = "secrets-store.csi.x-k8s.io";
 /// The version that is stored.
 pub const VERSION: &str = "v1";
 
-/// What a pod's volume holds, for people and tools that look from outside. Field names are those of
-/// secrets-store-csi-driver.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[expect(
-    dead_code,
-    reason = "only its schema is used until status objects are written"
-)]
-struct PodStatus {
-    /// The pod.
-    pod_name: Option<String>,
-    /// The class of the volume.
-    secret_provider_class_name: Option<String>,
-    /// Whether the volume is mounted.
-    mounted: Option<bool>,
-    /// The target path of the volume.
-    target_path: Option<String>,
-    /// What is in the volume.
-    objects: Option<Vec<PodStatusObject>>,
+/// A kind that is ours to define.
+struct Kind {
+    name: &'static str,
+    plural: &'static str,
+    short: &'static str,
+    /// What `kubectl get` shows: a heading, a type and where it is found.
+    columns: &'static [(&'static str, &'static str, &'static str)],
 }
 
-/// One object of a volume.
-#[derive(JsonSchema)]
-#[expect(
-    dead_code,
-    reason = "only its schema is used until status objects are written"
-)]
-struct PodStatusObject {
-    /// Its name.
-    id: Option<String>,
-    /// Its version.
-    version: Option<String>,
+const CLASS: Kind = Kind {
+    name: "SecretProviderClass",
+    plural: "secretproviderclasses",
+    short: "spc",
+    columns: &[
+        ("Provider", "string", ".spec.provider"),
+        ("Sources", "string", ".spec.sources[*].provider"),
+        ("Interval", "string", ".spec.refresh.interval"),
+        AGE,
+    ],
+};
+
+const POD_STATUS: Kind = Kind {
+    name: "SecretProviderClassPodStatus",
+    plural: "secretproviderclasspodstatuses",
+    short: "spcps",
+    columns: &[
+        ("Pod", "string", ".status.podName"),
+        ("Class", "string", ".status.secretProviderClassName"),
+        ("Mounted", "boolean", ".status.mounted"),
+        (
+            "Refreshed",
+            "string",
+            ".status.conditions[?(@.type==\"Refreshed\")].status",
+        ),
+        (
+            "Reason",
+            "string",
+            ".status.conditions[?(@.type==\"Refreshed\")].reason",
+        ),
+        (
+            "Stale",
+            "string",
+            ".status.conditions[?(@.type==\"Stale\")].status",
+        ),
+        AGE,
+    ],
+};
+
+const AGE: (&str, &str, &str) = ("Age", "date", ".metadata.creationTimestamp");
+
+/// The schema of each kind, by its name.
+pub(super) fn schemas() -> [(&'static str, Value); 2] {
+    let class = object(json!({"spec": class_spec(), "status": {"type": "object"}}));
+    let status = object(json!({"status": schema::<PodStatus>()}));
+    [(CLASS.name, class), (POD_STATUS.name, status)]
 }
 
 /// Both definitions, as YAML documents.
 #[must_use]
 pub fn definitions() -> String {
-    let class_schema = |status: Value| object(json!({"spec": schema::<Spec>(), "status": status}));
+    let [(_, class), (_, status)] = schemas();
     // The deprecated version had a status that nobody fills any more; objects that have one stay valid.
     let by_pod = json!({"type": "object", "properties": {"byPod": {"type": "array", "items": {
         "type": "object",
         "properties": {"id": {"type": "string"}, "namespace": {"type": "string"}},
     }}}});
-    let class = definition(
-        "SecretProviderClass",
-        "secretproviderclasses",
-        &[
-            (VERSION, class_schema(json!({"type": "object"}))),
-            ("v1alpha1", class_schema(by_pod)),
-        ],
-    );
-    let status = object(json!({"status": schema::<PodStatus>()}));
-    let pod_status = definition(
-        "SecretProviderClassPodStatus",
-        "secretproviderclasspodstatuses",
-        &[(VERSION, status.clone()), ("v1alpha1", status)],
-    );
-    let documents = [class, pod_status]
-        .map(|definition| serde_saphyr::to_string(&definition).expect("plain data"));
+    let mut deprecated = class.clone();
+    deprecated["properties"]["status"] = by_pod;
+    let documents = [
+        definition(&CLASS, &[(VERSION, class), ("v1alpha1", deprecated)]),
+        definition(
+            &POD_STATUS,
+            &[(VERSION, status.clone()), ("v1alpha1", status)],
+        ),
+    ]
+    .map(|definition| serde_saphyr::to_string(&definition).expect("plain data"));
     documents.join("---\n")
 }
 
-fn definition(kind: &str, plural: &str, versions: &[(&str, Value)]) -> Value {
+/// A path of names that are neither empty nor `.` nor `..`, of which the first does not begin with `..`. The API
+/// server's expressions have no way to look around in a text, and those of CEL would cost it too much here.
+const RELATIVE_PATH: &str = r"^([^/.][^/]*|\.[^/.][^/]*)(/([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+))*$";
+
+/// What the types say, and what no type can say. Nothing here refuses a class that secrets-store-csi-driver takes:
+/// each rule is about fields that it does not have.
+fn class_spec() -> Value {
+    let mut spec = schema::<Spec>();
+    spec["x-kubernetes-validations"] = json!([
+        {
+            "rule": "!has(self.sources) || size(self.sources) == 0 || (!has(self.provider) || self.provider == '') && !has(self.parameters)",
+            "message": "sources cannot stand beside provider and parameters: make that a source too",
+            "fieldPath": ".sources",
+        },
+    ]);
+    let properties = &mut spec["properties"];
+    properties["sources"]["x-kubernetes-list-type"] = json!("map");
+    properties["sources"]["x-kubernetes-list-map-keys"] = json!(["name"]);
+    properties["sources"]["items"]["properties"]["provider"]["minLength"] = json!(1);
+    let item = &mut properties["items"]["items"]["properties"];
+    item["object"]["minLength"] = json!(1);
+    item["path"]["pattern"] = json!(RELATIVE_PATH);
+    let refresh = &mut properties["refresh"]["properties"];
+    for (field, least) in [("interval", 1), ("maxStale", 0)] {
+        refresh[field]["maxLength"] = json!(32);
+        refresh[field]["x-kubernetes-validations"] = json!([{
+            "rule": format!("duration(self) >= duration('{least}s')"),
+            "message": format!("must be {least}s or more, as in 90s or 2m"),
+        }]);
+    }
+    spec
+}
+
+fn definition(kind: &Kind, versions: &[(&str, Value)]) -> Value {
+    let Kind { name, plural, .. } = kind;
+    let columns = kind.columns.iter();
+    let columns: Vec<_> = columns
+        .map(|(name, kind, path)| json!({"name": name, "type": kind, "jsonPath": path}))
+        .collect();
     let versions: Vec<_> = versions
         .iter()
-        .map(|(name, schema)| {
+        .map(|(served, schema)| {
             let mut version = json!({
-                "name": name,
+                "name": served,
                 "served": true,
-                "storage": *name == VERSION,
+                "storage": *served == VERSION,
                 "schema": {"openAPIV3Schema": schema},
+                "additionalPrinterColumns": columns,
             });
-            if *name != VERSION {
+            if *served != VERSION {
                 version["deprecated"] = json!(true);
                 version["deprecationWarning"] = json!(format!(
-                    "{GROUP}/{name} is deprecated: use {GROUP}/{VERSION}"
+                    "{GROUP}/{served} is deprecated: use {GROUP}/{VERSION}"
                 ));
             }
             version
@@ -104,10 +161,11 @@ fn definition(kind: &str, plural: &str, versions: &[(&str, Value)]) -> Value {
         "spec": {
             "group": GROUP,
             "names": {
-                "kind": kind,
-                "listKind": format!("{kind}List"),
+                "kind": name,
+                "listKind": format!("{name}List"),
                 "plural": plural,
-                "singular": kind.to_lowercase(),
+                "singular": name.to_lowercase(),
+                "shortNames": [kind.short],
             },
             "scope": "Namespaced",
             "versions": versions,
@@ -182,6 +240,8 @@ mod tests {
 
     #[test]
     fn the_schemas_are_structural() {
-        check("spec", &schema::<Spec>());
+        for (kind, schema) in schemas() {
+            check(kind, &schema);
+        }
     }
 }

@@ -97,11 +97,17 @@ impl TargetPath {
         self.pod_uid.as_deref()
     }
 
+    /// What the pod calls the volume; none below a conformance root.
+    #[must_use]
+    pub fn volume(&self) -> Option<&str> {
+        self.pod_uid.as_ref()?;
+        self.parent.rsplit('/').next()
+    }
+
     /// Where the kubelet binds what containers mount of the volume by subPath.
     pub(super) fn subpaths(&self, rules: &TargetRules) -> Option<PathBuf> {
         let pod = rules.pods.join(self.pod_uid.as_deref()?);
-        let volume = self.parent.rsplit('/').next()?;
-        Some(pod.join("volume-subpaths").join(volume))
+        Some(pod.join("volume-subpaths").join(self.volume()?))
     }
 
     /// The last name, below the folder of [`Self::open_parent`].

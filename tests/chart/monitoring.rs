@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
-use coffer::error::{PublishError, Reason};
+use coffer::error::PublishError;
+use coffer::events::EventReason;
+use coffer::publish::Done;
 use coffer::telemetry::Metrics;
 use coffer::volume::Outcome;
 use promql_parser::parser::{self, Expr};
@@ -40,13 +42,20 @@ fn queries() -> Vec<(String, String)> {
 fn names() -> BTreeSet<String> {
     let metrics = Metrics::default();
     let took = Duration::from_millis(1);
-    metrics.published(&Ok(Outcome::Mounted), took);
-    metrics.published(&Err(Reason::ClassNotFound), took);
+    let done = Done {
+        outcome: Outcome::Mounted,
+        provider: "file",
+    };
+    metrics.published(Ok(&done), took);
+    metrics.published(Err(&PublishError::Busy), took);
     metrics.unpublished(&Ok(()));
-    metrics.unpublished(&Err(Reason::NodeFailure));
+    metrics.unpublished(&Err(PublishError::Busy));
     metrics.rotated("file", &Ok(Outcome::Rotated), took);
     metrics.rotated("file", &Err(PublishError::Busy), took);
     metrics.asked("file", "fetched");
+    metrics.answered("file", took);
+    metrics.reports.event(EventReason::Rotated, "written");
+    metrics.reports.crd_is_whole("SecretProviderClass", true);
     let scrape = metrics.text();
     let series = scrape.lines().filter(|line| !line.starts_with('#'));
     series

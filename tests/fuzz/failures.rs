@@ -513,5 +513,12 @@ fn publisher(store: &ScriptedProvider, classes: &Classes) -> Arc<Publisher> {
     tokio::spawn(async move { looking.run(Default::default()).await });
     let volumes = Arc::new(Volumes::probe(rules(), Limits::default()).unwrap());
     let catalog = Catalog::default().with("scripted", Arc::new(store.clone()));
-    Publisher::new(classes.clone(), catalog, cache, volumes, metrics)
+    Publisher::new(
+        classes.clone(),
+        catalog,
+        cache,
+        volumes,
+        metrics,
+        Default::default(),
+    )
 }

@@ -179,8 +179,18 @@ impl Node {
             .append(true)
             .open(self.log_file())
             .unwrap();
-        Command::new(env!("CARGO_BIN_EXE_coffer"))
-            .arg("node")
+        let mut command = Command::new(env!("CARGO_BIN_EXE_coffer"));
+        command.arg("node");
+        // The classes are in files, unless there is an API server.
+        if !self
+            .flags
+            .iter()
+            .any(|flag| flag.starts_with("--kubeconfig="))
+        {
+            let classes = self.folders.at("classes");
+            command.arg(format!("--classes={}", classes.display()));
+        }
+        command
             .arg(format!(
                 "--endpoint=unix://{}",
                 self.folders.at("plugin/csi.sock").display()
@@ -188,10 +198,6 @@ impl Node {
             .arg(format!(
                 "--kubelet-root={}",
                 self.folders.at("kubelet").display()
-            ))
-            .arg(format!(
-                "--classes={}",
-                self.folders.at("classes").display()
             ))
             .arg(format!(
                 "--file-root={}",

@@ -12,6 +12,7 @@
 )]
 
 mod attributes;
+mod api_server;
 mod audit;
 mod bad_input;
 #[allow(dead_code, reason = "the tests of the provider need more of it")]
@@ -19,9 +20,12 @@ mod bad_input;
 mod bao;
 mod budget;
 mod doctor;
+mod events;
+mod fake_api_server;
 mod handover;
 mod harness;
 mod identities;
+mod labels;
 mod lifecycle;
 mod limits;
 mod many;
@@ -38,5 +42,6 @@ mod socket;
 #[allow(dead_code, reason = "the tests of the provider need more of it")]
 #[path = "../../providers/vault/tests/vault/stand_in.rs"]
 mod stand_in;
+mod statuses;
 mod superset;
 mod vault;

@@ -1,6 +1,7 @@
 //! Stores that hang, fail and come back, which real files never do: the driver runs in this process.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,6 +10,7 @@ use coffer::class_folder;
 use coffer::config::Config;
 use coffer::driver;
 use coffer::fake_kubelet::{FakeKubelet, PodVolume, token_of};
+use coffer::kube::ApiServer;
 use coffer::payload::Limits;
 use coffer::tokens::TokenSource;
 use coffer::volume::TargetRules;
@@ -18,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request};
 
+use crate::fake_api_server::FakeApiServer;
 use crate::harness::{Folders, PATIENCE, counted, eventually, free_address, http, mounts, volume};
 
 /// What the kubelet has to bring a token for, where the store wants one.
@@ -32,6 +35,7 @@ pub(crate) struct Scripted {
     catalog: Catalog,
     /// What its configuration has that others have not.
     differs: fn(&mut Config),
+    kubeconfig: Option<PathBuf>,
     stop: CancellationToken,
     driver: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -61,6 +65,21 @@ impl Scripted {
         others: [(&'static str, Arc<dyn Provider>); N],
         differs: fn(&mut Config),
     ) -> Self {
+        Self::start_at(store, others, differs, None).await
+    }
+
+    /// The same with this store in a cluster, which has the class `shop`.
+    pub(crate) async fn start_in(cluster: &FakeApiServer, store: ScriptedProvider) -> Self {
+        cluster.class("shop", "{provider: scripted, parameters: {objects: 'a,b'}}");
+        Self::start_at(store, [], |_| (), Some(cluster.kubeconfig())).await
+    }
+
+    async fn start_at<const N: usize>(
+        store: ScriptedProvider,
+        others: [(&'static str, Arc<dyn Provider>); N],
+        differs: fn(&mut Config),
+        kubeconfig: Option<PathBuf>,
+    ) -> Self {
         let folders = Folders::new();
         folders.class("shop", "provider: scripted\nparameters: {objects: 'a,b'}");
         store.set_value("a", "one");
@@ -78,6 +97,7 @@ impl Scripted {
             folders,
             store,
             catalog,
+            kubeconfig,
         };
         node.run().await;
         node
@@ -104,9 +124,19 @@ impl Scripted {
             metrics: Some(self.metrics),
         };
         (self.differs)(&mut config);
-        let classes = class_folder::follow(&self.folders.at("classes")).unwrap();
+        let (classes, api_server) = match self.kubeconfig.as_deref() {
+            None => (
+                class_folder::follow(&self.folders.at("classes")).unwrap(),
+                None,
+            ),
+            Some(kubeconfig) => {
+                let api_server = ApiServer::of(Some(kubeconfig)).await.unwrap();
+                (api_server.classes(), Some(api_server))
+            }
+        };
         self.stop = CancellationToken::new();
-        let driver = driver::run_with(config, self.catalog.clone(), classes, self.stop.clone());
+        let (catalog, stop) = (self.catalog.clone(), self.stop.clone());
+        let driver = driver::run_reporting(config, catalog, classes, api_server, stop);
         self.driver = Some(tokio::spawn(driver));
         let start = Instant::now();
         while self.kubelet.node().await.is_err() {
@@ -120,6 +150,11 @@ impl Scripted {
         self.stop.cancel();
         self.driver.take().unwrap().await.unwrap().unwrap();
         self.run().await;
+    }
+
+    /// Asks the HTTP server of the driver.
+    pub(crate) async fn http(&self, path: &str) -> String {
+        http(self.metrics, path).await
     }
 
     /// How many objects the stores were asked for, with this outcome.

@@ -1,5 +1,7 @@
 //! The driver, installed as an administrator would: its image on the node, its chart by helm.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -268,6 +270,15 @@ spec:
     /// What the driver has logged since its container started.
     pub(super) fn log(&self) -> Result<String> {
         self.kubectl(&["logs", &self.pod()?, "--container=secrets-store"])
+    }
+
+    /// What a scrape of the driver gives.
+    pub(super) fn metrics(&self) -> Result<String> {
+        let mut stream = TcpStream::connect(self.cluster.metrics_address())?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     /// Waits until the driver has logged a line with all of these words.

@@ -14,12 +14,14 @@ mod manifests;
 mod moving_over;
 mod neighbour;
 mod node;
+mod quiet;
 mod reboot;
 mod republish;
 mod restart_kubelet;
 mod rights;
 mod rounds;
 mod secret_ref;
+mod status;
 mod stop;
 mod sub_path;
 mod tokens;
@@ -82,6 +84,14 @@ const STORIES: &[(&str, Told)] = &[
     (
         "a class that comes late lets its pod start",
         WithDriver(late_class::run),
+    ),
+    (
+        "status objects and events say how volumes are, and classes that cannot be are refused",
+        WithDriver(status::run),
+    ),
+    (
+        "a hundred volumes whose secrets do not change write nothing in two minutes",
+        WithDriver(quiet::run),
     ),
     (
         "a pod deleted by force leaves nothing",
