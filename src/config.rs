@@ -53,6 +53,10 @@ pub struct NodeArgs {
     #[arg(long, env = "COFFER_KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
 
+    /// Removes the taint secrets-store.csi.k8s.io/agent-not-ready from the node once the kubelet knows the driver
+    #[arg(long, env = "COFFER_REMOVE_STARTUP_TAINT", conflicts_with = "classes")]
+    pub remove_startup_taint: bool,
+
     /// Folder of the file provider, with a folder for each Namespace
     #[arg(long, env = "COFFER_FILE_ROOT")]
     pub file_root: Option<PathBuf>,
@@ -113,6 +117,10 @@ pub struct NodeArgs {
         value_parser = duration
     )]
     pub rotation_interval: Duration,
+
+    /// How often an Event is told of one volume for one reason, at most
+    #[arg(long, env = "COFFER_EVENT_INTERVAL", default_value = "10m", value_parser = duration)]
+    pub event_interval: Duration,
 
     /// The shortest interval that a class may ask for
     #[arg(long, env = "COFFER_MIN_ROTATION_INTERVAL", default_value = "10s", value_parser = duration)]
@@ -271,6 +279,8 @@ pub struct Config {
     pub classes: Option<PathBuf>,
     /// How to reach the API server, if not as a pod.
     pub kubeconfig: Option<PathBuf>,
+    /// Whether the startup taint is removed.
+    pub remove_startup_taint: bool,
     /// Where the secrets of the file provider are.
     pub file_root: Option<PathBuf>,
     /// What classes of Vault and OpenBao may do.
@@ -294,6 +304,8 @@ pub struct Bounds {
     pub intervals: Intervals,
     /// Whether a pod's attributes win over its class.
     pub pod_attributes_win: bool,
+    /// Of one volume and reason, nothing more is told for so long.
+    pub event_interval: Duration,
     /// How long one request to a store may take.
     pub store: Patience,
 }
@@ -325,6 +337,7 @@ impl Default for Bounds {
             publish_timeout: STORE_DEADLINE,
             intervals: Intervals::default(),
             pod_attributes_win: false,
+            event_interval: Duration::from_secs(600),
             store: Patience::default(),
         }
     }
@@ -396,6 +409,7 @@ impl TryFrom<NodeArgs> for Config {
             },
             classes: args.classes,
             kubeconfig: args.kubeconfig,
+            remove_startup_taint: args.remove_startup_taint,
             file_root: args.file_root,
             vault: args.vault,
             metrics: metrics(&args.metrics_addr)?,
@@ -462,6 +476,12 @@ fn bounds(args: &NodeArgs) -> Result<Bounds, ConfigError> {
         )?,
         intervals: intervals(args)?,
         pod_attributes_win: args.pod_attributes_win,
+        event_interval: time_within(
+            "event-interval",
+            args.event_interval,
+            (SECOND, DAY),
+            "must be between 1s and 24h",
+        )?,
         store: patience(args)?,
     })
 }
@@ -746,6 +766,9 @@ mod tests {
             }),
             ("rotation-poll-interval", 10_000, 86_400_000, |config| {
                 config.bounds.intervals.default
+            }),
+            ("event-interval", 1_000, 86_400_000, |config| {
+                config.bounds.event_interval
             }),
             ("store-timeout", 3_000, 60_000, |config| {
                 config.bounds.store.attempt

@@ -7,6 +7,7 @@ use anyhow::Context;
 use coffer_provider_file::FileProvider;
 use coffer_provider_vault::{ClientCertificate, Flavour, Settings, VaultProvider};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -111,7 +112,12 @@ pub async fn run_reporting(
         Some(api_server) => {
             api_server.check_crds(metrics.clone());
             Reports::new(
-                api_server.events(&config.driver_name, &config.node_id, metrics.clone()),
+                api_server.events(
+                    &config.driver_name,
+                    &config.node_id,
+                    config.bounds.event_interval,
+                    metrics.clone(),
+                ),
                 api_server.statuses(&config.node_id, metrics.clone()),
             )
         }
@@ -124,12 +130,20 @@ pub async fn run_reporting(
         metrics.clone(),
         reports,
     );
+    let (registered, node_id) = (Arc::new(Notify::new()), config.node_id.clone());
     let settings = ServerSettings {
         driver_name: config.driver_name,
         node_id: config.node_id,
         token_source: config.token_source,
         bounds: config.bounds,
+        registered: registered.clone(),
     };
+    if let (Some(api_server), true) = (api_server, config.remove_startup_taint) {
+        tokio::spawn(async move {
+            registered.notified().await;
+            api_server.remove_startup_taint(&node_id).await;
+        });
+    }
     let serve = server.serve(settings, publisher, health.clone(), stop.clone());
     let served = match http {
         None => serve.await,

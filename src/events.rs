@@ -13,9 +13,6 @@ use tokio::time::Instant;
 
 use crate::telemetry::Metrics;
 
-/// Of one volume and reason, nothing more is told for so long (security-and-reliability.md §7).
-const AT_MOST_EVERY: Duration = Duration::from_secs(600);
-
 /// How many Events wait to be written. What comes on top is counted and dropped.
 const QUEUE: usize = 1024;
 
@@ -116,6 +113,8 @@ pub struct Events(Option<Arc<Inner>>);
 struct Inner {
     queue: mpsc::Sender<PodEvent>,
     told: Mutex<HashMap<String, BTreeMap<EventReason, Told>>>,
+    /// Of one volume and reason, nothing more is told for so long.
+    interval: Duration,
     metrics: Arc<Metrics>,
 }
 
@@ -127,13 +126,14 @@ struct Told {
 }
 
 impl Events {
-    /// Events, and the queue that they leave by.
+    /// Events, of one volume and reason one in each `interval` at most, and the queue that they leave by.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>) -> (Self, mpsc::Receiver<PodEvent>) {
+    pub fn new(interval: Duration, metrics: Arc<Metrics>) -> (Self, mpsc::Receiver<PodEvent>) {
         let (queue, events) = mpsc::channel(QUEUE);
         let inner = Inner {
             queue,
             told: Mutex::default(),
+            interval,
             metrics,
         };
         (Self(Some(Arc::new(inner))), events)
@@ -147,14 +147,18 @@ impl Events {
 
     /// Tells the owner of `pod` that `reason` holds for its volume, in a sentence without values, times, counts
     /// or ids of requests. Call it as often as it is found to be so: it leads to an Event when it is new, and to
-    /// one in ten minutes at most. Never waits.
+    /// one in each interval at most. Never waits.
     pub fn tell(&self, pod: &Pod, volume_id: &str, reason: EventReason, note: &str) {
         let Some(inner) = &self.0 else { return };
         let note = clean_text(note, NOTE_BYTES);
         let now = Instant::now();
         let mut told = inner.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.len() >= VOLUMES && !told.contains_key(volume_id) {
-            told.retain(|_, of_volume| of_volume.values().any(|told| told.is_recent(now)));
+            told.retain(|_, of_volume| {
+                of_volume
+                    .values()
+                    .any(|told| told.is_recent(now, inner.interval))
+            });
         }
         if told.len() >= VOLUMES && !told.contains_key(volume_id) {
             inner.metrics.reports.event(reason, "dropped");
@@ -162,7 +166,7 @@ impl Events {
         }
         let of_volume = told.entry(volume_id.to_owned()).or_default();
         if let Some(before) = of_volume.get(&reason)
-            && (before.holds.as_ref() == Some(&note) || before.is_recent(now))
+            && (before.holds.as_ref() == Some(&note) || before.is_recent(now, inner.interval))
         {
             return;
         }
@@ -204,8 +208,8 @@ impl Events {
 }
 
 impl Told {
-    fn is_recent(&self, now: Instant) -> bool {
-        now < self.at + AT_MOST_EVERY
+    fn is_recent(&self, now: Instant, interval: Duration) -> bool {
+        now < self.at + interval
     }
 }
 
@@ -214,6 +218,8 @@ mod tests {
     use super::*;
     use coffer_provider::ServiceAccount;
     use tokio::time::advance;
+
+    const AT_MOST_EVERY: Duration = Duration::from_secs(600);
 
     fn pod() -> Pod {
         Pod {
@@ -236,7 +242,7 @@ mod tests {
     impl Listener {
         fn new() -> Self {
             let metrics = Arc::new(Metrics::default());
-            let (events, queue) = Events::new(metrics.clone());
+            let (events, queue) = Events::new(AT_MOST_EVERY, metrics.clone());
             Self {
                 events,
                 queue,
@@ -332,7 +338,7 @@ mod tests {
     #[test]
     fn sentences_are_clean_and_short_and_without_a_reader_there_is_none() {
         let metrics = Arc::new(Metrics::default());
-        let (events, mut queue) = Events::new(metrics);
+        let (events, mut queue) = Events::new(AT_MOST_EVERY, metrics);
         let note = format!("a\u{1b}[31mb{}", "x".repeat(2000));
         events.tell(&pod(), "a", EventReason::Denied, &note);
         let event = queue.try_recv().expect("told");

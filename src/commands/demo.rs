@@ -146,6 +146,7 @@ impl Demo {
                 cache: Default::default(),
                 classes: Some(classes.clone()),
                 kubeconfig: None,
+                remove_startup_taint: false,
                 file_root: Some(secrets.clone()),
                 vault: Default::default(),
                 metrics: None,

@@ -15,6 +15,7 @@ use coffer_proto::csi::{
     NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, VolumeUsage,
 };
 use coffer_provider::clean_text;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
@@ -33,6 +34,8 @@ const SHOWN: usize = 128;
 
 pub(super) struct NodeService {
     pub(super) node_id: String,
+    /// Told when the kubelet asks who this is.
+    pub(super) registered: Arc<Notify>,
     pub(super) token_source: TokenSource,
     /// How long a publish waits for its stores, unless the kubelet waits less.
     pub(super) publish_timeout: Duration,
@@ -153,6 +156,7 @@ impl Node for NodeService {
         &self,
         _: Request<NodeGetInfoRequest>,
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        self.registered.notify_one();
         Ok(Response::new(NodeGetInfoResponse {
             node_id: self.node_id.clone(),
             max_volumes_per_node: 0,

@@ -15,6 +15,7 @@ use coffer_proto::csi::node_server::NodeServer;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -55,6 +56,8 @@ pub struct ServerSettings {
     pub token_source: TokenSource,
     /// How large a request may be, and how long it may take.
     pub bounds: Bounds,
+    /// Told when the kubelet asks who this is: by then it takes calls for volumes to this driver.
+    pub registered: Arc<Notify>,
 }
 
 /// The CSI server, listening.
@@ -139,6 +142,7 @@ impl CsiServer {
             node_id,
             token_source,
             bounds,
+            registered,
         } = settings;
         let operations = TaskTracker::new();
         let identity = IdentityService {
@@ -147,6 +151,7 @@ impl CsiServer {
         };
         let node = NodeService {
             node_id,
+            registered,
             token_source,
             publish_timeout: bounds.publish_timeout,
             publisher,

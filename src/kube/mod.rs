@@ -6,9 +6,11 @@ pub mod crd;
 mod events;
 mod installed;
 mod statuses;
+mod taint;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::kube::Client;
 
@@ -41,12 +43,18 @@ impl ApiServer {
 
     /// Events, written one after the other by a task of their own.
     #[must_use]
-    pub fn events(&self, driver_name: &str, node_id: &str, metrics: Arc<Metrics>) -> Events {
+    pub fn events(
+        &self,
+        driver_name: &str,
+        node_id: &str,
+        interval: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Events {
         let reporter = events::Reporter {
             driver_name: driver_name.to_owned(),
             node_id: node_id.to_owned(),
         };
-        let (events, queue) = Events::new(metrics.clone());
+        let (events, queue) = Events::new(interval, metrics.clone());
         tokio::spawn(events::write(self.client.clone(), reporter, queue, metrics));
         events
     }

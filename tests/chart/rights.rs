@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::helm::{NEW, OLD, Objects, SETS, list, text};
+use crate::helm::{NEW, OLD, Objects, SETS, list, template, text};
 
 fn releases() -> impl Iterator<Item = (&'static str, Objects)> {
     let both = SETS.into_iter().flat_map(|set| [(set, OLD), (set, NEW)]);
@@ -194,4 +194,39 @@ fn containers(release: &Objects) -> &[Value] {
 fn mounts(container: &Value) -> Vec<&str> {
     let mounts = list(&container["volumeMounts"]).iter();
     mounts.map(|mount| text(&mount["name"])).collect()
+}
+
+/// Nobody can be given the right to one Node: a policy says which, and what of it.
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn the_right_to_change_nodes_comes_fenced_and_only_where_it_is_wanted() {
+    let wanted = ["linux.removeStartupTaint=true"];
+    let release = Objects::of("default", NEW, &wanted);
+    let role = release.all("ClusterRole").into_iter().find(|role| {
+        let rules = list(&role["rules"]).iter();
+        rules
+            .clone()
+            .any(|rule| rule["resources"] == json!(["nodes"]))
+    });
+    let role = role.expect("a role of its own");
+    assert_eq!(role["rules"][0]["verbs"], json!(["get", "patch"]));
+    let policy = release.one("ValidatingAdmissionPolicy");
+    let account = text(&release.one("ServiceAccount")["metadata"]["name"]).to_owned();
+    let condition = text(&policy["spec"]["matchConditions"][0]["expression"]);
+    assert!(condition.ends_with(&format!(":{account}\"")), "{condition}");
+    assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+    assert_eq!(list(&policy["spec"]["validations"]).len(), 3);
+    let binding = &release.one("ValidatingAdmissionPolicyBinding")["spec"];
+    assert_eq!(binding["policyName"], policy["metadata"]["name"]);
+    assert_eq!(binding["validationActions"], json!(["Deny"]));
+    assert!(release.driver_args().contains(&"--remove-startup-taint"));
+
+    let said = template("default", "1.31.0", &wanted).expect_err("it could not be fenced");
+    assert!(
+        said.contains("linux.removeStartupTaint: the right"),
+        "{said}"
+    );
+    for (set, release) in releases() {
+        assert!(release.all("ValidatingAdmissionPolicy").is_empty(), "{set}");
+    }
 }

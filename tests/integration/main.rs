@@ -11,8 +11,8 @@
     reason = "a test that starts itself again is told so in a variable"
 )]
 
-mod attributes;
 mod api_server;
+mod attributes;
 mod audit;
 mod bad_input;
 #[allow(dead_code, reason = "the tests of the provider need more of it")]

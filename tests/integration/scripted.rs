@@ -119,6 +119,7 @@ impl Scripted {
             cache: Default::default(),
             classes: Some(self.folders.at("classes")),
             kubeconfig: None,
+            remove_startup_taint: false,
             file_root: None,
             vault: Default::default(),
             metrics: Some(self.metrics),

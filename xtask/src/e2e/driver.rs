@@ -178,6 +178,13 @@ spec:
         self.wait_until_ready()
     }
 
+    /// Has helm change one value of the release.
+    pub(super) fn set(&self, value: &str) -> Result<()> {
+        let before = self.process()?;
+        self.helm(&["upgrade", "--reset-then-reuse-values", "--set", value])?;
+        self.wait_until_restarted(&before)
+    }
+
     /// Has helm take the driver back to where it was before the upgrade.
     pub(super) fn roll_back(&self) -> Result<()> {
         self.cluster

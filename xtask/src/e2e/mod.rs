@@ -21,6 +21,7 @@ mod restart_kubelet;
 mod rights;
 mod rounds;
 mod secret_ref;
+mod startup_taint;
 mod status;
 mod stop;
 mod sub_path;
@@ -152,6 +153,10 @@ const STORIES: &[(&str, Told)] = &[
     (
         "bats_c16_metrics_have_upstreams_names",
         WithDriver(bats::c16),
+    ),
+    (
+        "a node with the startup taint takes pods once the driver serves, and only so much may change",
+        WithDriver(startup_taint::run),
     ),
     (
         "rule_t9_after_a_reboot_volumes_are_made_anew_and_leftovers_go",
