@@ -342,6 +342,8 @@ impl Driver {
             kubeconfig: None,
             file_root: None,
             vault: Default::default(),
+            #[cfg(feature = "aws")]
+            aws: Default::default(),
             metrics: None,
         };
         let kubelet = FakeKubelet::new(folder, &config.socket);

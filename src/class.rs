@@ -319,19 +319,40 @@ pub struct Document {
 /// # Errors
 /// When the file is not YAML. What is wrong inside a class is told with that class.
 pub fn read_documents(text: &str) -> Result<Vec<Document>, ClassError> {
+    let documents = manifests(text)?.filter_map(|manifest| match manifest {
+        Err(error) => Some(unnamed(error)),
+        Ok(manifest) => {
+            let ours = manifest.kind == KIND && manifest.api_version.starts_with(GROUP);
+            ours.then(|| read_class(manifest))
+        }
+    });
+    Ok(documents.collect())
+}
+
+/// The annotations of a ServiceAccount, if a YAML (or JSON) file has it in it.
+///
+/// # Errors
+/// When the file is not YAML.
+pub fn service_account_annotations(
+    text: &str,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<BTreeMap<String, String>>, ClassError> {
+    let account = manifests(text)?.flatten().find(|manifest| {
+        let metadata = &manifest.metadata;
+        (manifest.kind.as_str(), manifest.api_version.as_str()) == ("ServiceAccount", "v1")
+            && (metadata.namespace.as_str(), metadata.name.as_str()) == (namespace, name)
+    });
+    Ok(account.map(|account| account.metadata.annotations.unwrap_or_default()))
+}
+
+fn manifests(text: &str) -> Result<impl Iterator<Item = Result<Manifest, ClassError>>, ClassError> {
     // Kubernetes reads YAML 1.1, where 0400 is octal.
     let options = serde_saphyr::options! { legacy_octal_numbers: true };
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
         .map_err(|error| ClassError::new("file", first_line(&error.to_string())))?;
-    let manifests = documents.into_iter().filter_map(|document| {
-        let manifest: Manifest = match at_path("", document) {
-            Ok(manifest) => manifest,
-            Err(error) => return Some(unnamed(error)),
-        };
-        let ours = manifest.kind == KIND && manifest.api_version.starts_with(GROUP);
-        ours.then(|| read_class(manifest))
-    });
-    Ok(manifests.collect())
+    let documents = documents.into_iter();
+    Ok(documents.map(|document| at_path("", document)))
 }
 
 fn unnamed(error: ClassError) -> Document {

@@ -3,6 +3,7 @@
 //! Edits are picked up. A class that becomes wrong is told in the log and to whoever asks for it; a file
 //! that is not YAML any more changes nothing until it is mended. Pods that have a volume keep it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use notify::{RecursiveMode, Watcher};
 use tracing::{info, warn};
 
-use crate::class::{Document, read_documents};
+use crate::class::{self, Document, read_documents};
 use crate::classes::{ByName, Classes};
 
 /// An editor writes a file in several steps: they count as one when they come this close together.
@@ -63,8 +64,37 @@ pub fn follow(folder: &Path) -> Result<Classes, FolderError> {
     Ok(classes)
 }
 
-/// Reads every `*.yaml`, `*.yml` and `*.json` of a folder, in the order of their names.
-fn read_folder(folder: &Path, before: &ByName) -> std::io::Result<ByName> {
+/// The annotations of a ServiceAccount by its manifest, which can lie beside the classes; read anew each
+/// time. `None` where there is no such manifest.
+///
+/// # Errors
+/// When the folder or one of its files cannot be read.
+pub fn service_account_annotations(
+    folder: &Path,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<BTreeMap<String, String>>, FolderError> {
+    let failed = |problem: String| FolderError {
+        folder: folder.to_owned(),
+        problem,
+    };
+    for path in files(folder).map_err(|error| failed(error.to_string()))? {
+        let found = std::fs::read_to_string(&path)
+            .map_err(|error| error.to_string())
+            .and_then(|text| {
+                let found = class::service_account_annotations(&text, namespace, name);
+                found.map_err(|error| error.to_string())
+            })
+            .map_err(|problem| failed(format!("{}: {problem}", path.display())))?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+/// Every `*.yaml`, `*.yml` and `*.json` of a folder, in the order of their names.
+fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
@@ -74,9 +104,13 @@ fn read_folder(folder: &Path, before: &ByName) -> std::io::Result<ByName> {
         }
     }
     files.sort();
+    Ok(files)
+}
+
+fn read_folder(folder: &Path, before: &ByName) -> std::io::Result<ByName> {
     let mut classes = ByName::new();
     let mut all_read = true;
-    for path in &files {
+    for path in &files(folder)? {
         let documents = std::fs::read_to_string(path)
             .map_err(|error| error.to_string())
             .and_then(|text| read_documents(&text).map_err(|error| error.to_string()));

@@ -1,5 +1,7 @@
 //! What was typed (`NodeArgs`) and what holds (`Config`). The only place that reads the environment.
 
+#[cfg(feature = "aws")]
+mod aws;
 mod upstream;
 
 use std::collections::hash_map::DefaultHasher;
@@ -20,6 +22,9 @@ use crate::publish::STORE_DEADLINE;
 use crate::schedule::Backoff;
 use crate::tokens::TokenSource;
 use crate::volume::TargetRules;
+
+#[cfg(feature = "aws")]
+pub use aws::AwsArgs;
 
 /// The flags of `coffer node`.
 #[derive(Args, Clone, Debug)]
@@ -73,6 +78,11 @@ pub struct NodeArgs {
     /// Where secrets of Vault and OpenBao come from
     #[command(flatten)]
     pub vault: VaultArgs,
+
+    /// Where secrets of AWS come from
+    #[cfg(feature = "aws")]
+    #[command(flatten)]
+    pub aws: AwsArgs,
 
     /// Most bytes of secret values that are kept in memory
     #[arg(long, env = "COFFER_CACHE_BYTES", default_value = "32Mi", value_parser = quantity)]
@@ -285,6 +295,9 @@ pub struct Config {
     pub file_root: Option<PathBuf>,
     /// What classes of Vault and OpenBao may do.
     pub vault: VaultArgs,
+    /// Where secrets of AWS come from.
+    #[cfg(feature = "aws")]
+    pub aws: AwsArgs,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
 }
@@ -412,6 +425,8 @@ impl TryFrom<NodeArgs> for Config {
             remove_startup_taint: args.remove_startup_taint,
             file_root: args.file_root,
             vault: args.vault,
+            #[cfg(feature = "aws")]
+            aws: args.aws,
             metrics: metrics(&args.metrics_addr)?,
         })
     }

@@ -1,5 +1,8 @@
 //! The composition root: builds everything, runs it, stops it in order.
 
+#[cfg(feature = "aws")]
+mod aws;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,6 +29,9 @@ use crate::report::Reports;
 use crate::telemetry::Metrics;
 use crate::volume::Volumes;
 
+#[cfg(feature = "aws")]
+pub use aws::{Place, with_aws};
+
 /// Runs the driver until SIGTERM or SIGINT. Volumes stay mounted when it ends.
 ///
 /// # Errors
@@ -44,6 +50,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             (api_server.classes(), Some(api_server))
         }
     };
+    #[cfg(feature = "aws")]
+    let catalog = with_aws(
+        catalog,
+        &config.aws,
+        config.bounds.store,
+        Place::of(&config, api_server.as_ref()),
+    )?;
     let stop = stop_on_signals()?;
     run_reporting(config, catalog, classes, api_server, stop).await
 }

@@ -133,7 +133,7 @@ impl Requester {
         Ok(identity)
     }
 
-    /// The pod as `source` gets to see it: with the token for that source's audience and no other (D4).
+    /// The pod as `source` gets to see it: with the tokens for that source's audiences and no other (D4).
     ///
     /// # Errors
     /// As [`Self::identity`], and when the token has ended or is about to (D3).
@@ -150,7 +150,13 @@ impl Requester {
                 Some(token.clone())
             }
         };
+        let further = source.further_audiences().iter().filter_map(|audience| {
+            let token = self.token(audience).ok()?;
+            let own = self.service_account(token).ok()? == pod.service_account;
+            own.then(|| (audience.clone(), token.clone()))
+        });
         Ok(Caller {
+            further_tokens: further.collect(),
             pod,
             token,
             secrets: self.secrets.clone(),

@@ -41,10 +41,11 @@ impl VolumeSpec {
     ) -> Self {
         let resolved = class.sources.iter().zip(sources);
         let sources = resolved.map(|(declared, (provider, source))| {
-            let objects = needed(&class.items, &declared.name, source.objects());
+            let items: Vec<_> = items_for(&class.items, &declared.name).collect();
+            let objects = needed(&class.items, &items, &*source);
             let optional = objects
                 .iter()
-                .filter(|object| class.optional || can_lack(&class.items, &declared.name, object))
+                .filter(|object| class.optional || can_lack(&items, &*source, object))
                 .map(|object| object.name.clone());
             VolumeSource {
                 optional: optional.collect(),
@@ -171,32 +172,28 @@ impl VolumeSource {
     }
 }
 
-/// An item can name an object, or a file of an object that is a folder or a whole source.
-fn needed(items: &[Item], source: &str, objects: &[ObjectRef]) -> Vec<ObjectRef> {
-    let is_needed =
-        |object: &&ObjectRef| items.is_empty() || items_of(items, source, object).next().is_some();
-    objects.iter().filter(is_needed).cloned().collect()
+/// The items that a source may have something for.
+fn items_for<'a>(items: &'a [Item], source: &'a str) -> impl Iterator<Item = &'a Item> {
+    let is_for = move |item: &&Item| item.source.as_ref().is_none_or(|name| name == source);
+    items.iter().filter(is_for)
+}
+
+/// An item names a file that an object gives, and `ours` are those for this source. Without any item at all,
+/// everything is projected.
+fn needed(all: &[Item], ours: &[&Item], source: &dyn Source) -> Vec<ObjectRef> {
+    let is_needed = |object: &&ObjectRef| {
+        let mut ours = ours.iter();
+        all.is_empty() || ours.any(|item| source.can_give(object, &item.object))
+    };
+    source.objects().iter().filter(is_needed).cloned().collect()
 }
 
 /// An object that one item has to have is not optional, whatever the others say.
-fn can_lack(items: &[Item], source: &str, object: &ObjectRef) -> bool {
-    !items.is_empty() && items_of(items, source, object).all(|item| item.optional)
-}
-
-/// The items that may want something of the object.
-fn items_of<'a>(
-    items: &'a [Item],
-    source: &'a str,
-    object: &'a ObjectRef,
-) -> impl Iterator<Item = &'a Item> {
-    let gives = |file: &str| match file.strip_prefix(&object.name) {
-        Some(rest) => object.name.is_empty() || rest.is_empty() || rest.starts_with('/'),
-        None => false,
-    };
-    items
+fn can_lack(ours: &[&Item], source: &dyn Source, object: &ObjectRef) -> bool {
+    let mut wanting = ours
         .iter()
-        .filter(move |item| item.source.as_ref().is_none_or(|name| name == source))
-        .filter(move |item| gives(&item.object))
+        .filter(|item| source.can_give(object, &item.object));
+    !ours.is_empty() && wanting.all(|item| item.optional)
 }
 
 /// What a provider gets to see: what `first` says, and of `second` what that leaves open. First comes the
@@ -217,12 +214,15 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use coffer_provider::Provider;
+    use coffer_provider::testing::ScriptedProvider;
 
     #[test]
     fn only_what_is_projected_is_read() {
-        let object = |name: &str| ObjectRef {
-            name: name.into(),
-            request: name.into(),
+        let source = |objects: &str| {
+            let parameters = Parameters::from([("objects".to_owned(), objects.to_owned())]);
+            let source = ScriptedProvider::default().source(&parameters);
+            source.unwrap_or_else(|error| panic!("{error}"))
         };
         let item = |object: &str, source: Option<&str>| Item {
             source: source.map(Into::into),
@@ -233,17 +233,16 @@ mod tests {
             optional: false,
             encoding: None,
         };
-        let objects = [object("db"), object("tls"), object("db2")];
+        let three = source("db,tls,db2");
         let names = |items: &[Item]| -> Vec<String> {
-            let needed = needed(items, "a", &objects);
+            let ours: Vec<_> = items_for(items, "a").collect();
+            let needed = needed(items, &ours, &*three);
             needed.into_iter().map(|object| object.name).collect()
         };
         assert_eq!(names(&[]), ["db", "tls", "db2"]);
         assert_eq!(names(&[item("db", None)]), ["db"]);
         assert_eq!(names(&[item("tls/tls.key", Some("a"))]), ["tls"]);
         assert!(names(&[item("db", Some("b"))]).is_empty());
-        let whole = [object("")];
-        assert_eq!(needed(&[item("any/file", None)], "a", &whole), whole);
 
         let optional = |name: &str| Item {
             optional: true,
@@ -257,7 +256,9 @@ mod tests {
             (vec![optional("db"), item("db/x", None)], false),
             (vec![optional("db"), item("db2", None)], true),
         ] {
-            assert_eq!(can_lack(&items, "a", &objects[0]), expected, "{items:?}");
+            let ours: Vec<_> = items_for(&items, "a").collect();
+            let can_lack = can_lack(&ours, &*three, &three.objects()[0]);
+            assert_eq!(can_lack, expected, "{items:?}");
         }
     }
 

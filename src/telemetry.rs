@@ -52,6 +52,7 @@ fn targets(level: Level) -> Targets {
         ])
         .with_target("coffer", level)
         .with_target("coffer_provider", level)
+        .with_target("coffer_provider_aws", level)
         .with_target("coffer_provider_file", level)
         .with_target("coffer_provider_vault", level)
 }
@@ -417,7 +418,12 @@ mod tests {
     #[test]
     fn rule_o2_the_levels_of_other_crates_are_capped() {
         let targets = targets(Level::TRACE);
-        for ours in ["coffer", "coffer::publish", "coffer_provider_file::watch"] {
+        for ours in [
+            "coffer",
+            "coffer::publish",
+            "coffer_provider_aws",
+            "coffer_provider_file::watch",
+        ] {
             assert!(targets.would_enable(ours, &Level::TRACE), "{ours}");
         }
         for theirs in [

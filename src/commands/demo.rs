@@ -149,6 +149,8 @@ impl Demo {
                 remove_startup_taint: false,
                 file_root: Some(secrets.clone()),
                 vault: Default::default(),
+                #[cfg(feature = "aws")]
+                aws: Default::default(),
                 metrics: None,
             },
             secrets,

@@ -92,6 +92,16 @@ fn catalog(args: &RenderArgs) -> anyhow::Result<(Catalog, Option<tempfile::TempD
         &Limits::default(),
         Patience::default(),
     )?;
+    #[cfg(feature = "aws")]
+    let catalog = {
+        let nobody = driver::Place::Folder(PathBuf::new());
+        driver::with_aws(
+            catalog,
+            &crate::config::AwsArgs::default(),
+            Patience::default(),
+            nobody,
+        )?
+    };
     Ok((catalog, scratch))
 }
 
@@ -111,6 +121,7 @@ async fn render_class(
             },
         },
         token: None,
+        further_tokens: BTreeMap::new(),
         secrets: BTreeMap::new(),
     };
     let spec = catalog.resolve(class.clone(), &BTreeMap::new())?;

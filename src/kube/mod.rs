@@ -1,10 +1,14 @@
 //! The edge to the API server.
 
+#[cfg(feature = "aws")]
+mod accounts;
 mod classes;
 mod client;
 pub mod crd;
 mod events;
 mod installed;
+#[cfg(feature = "aws")]
+mod node;
 mod statuses;
 mod taint;
 
@@ -18,6 +22,8 @@ use crate::classes::Classes;
 use crate::events::Events;
 use crate::statuses::Statuses;
 use crate::telemetry::Metrics;
+#[cfg(feature = "aws")]
+pub use accounts::Accounts;
 
 /// The API server of the cluster. Nothing of the driver waits for it.
 #[derive(Clone)]
@@ -33,6 +39,11 @@ impl ApiServer {
     pub async fn of(kubeconfig: Option<&Path>) -> anyhow::Result<Self> {
         let client = client::connect(kubeconfig).await?;
         Ok(Self { client })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
     }
 
     /// Follows the classes of the cluster. Until the API server has answered, classes are unknown.
@@ -66,6 +77,13 @@ impl ApiServer {
         let writer = statuses::Writer::new(self.client.clone(), node_id, metrics);
         tokio::spawn(writer.write(outbox));
         statuses
+    }
+
+    /// The annotations of ServiceAccounts. None is asked for yet.
+    #[cfg(feature = "aws")]
+    #[must_use]
+    pub fn accounts(&self) -> Accounts {
+        Accounts::new(self.client.clone())
     }
 
     /// Looks at the installed CRDs, and says so where they do not know our fields.

@@ -4,8 +4,13 @@
     clippy::unwrap_used,
     reason = "a test stops at the first thing that does not work"
 )]
+#![expect(
+    clippy::print_stdout,
+    reason = "a test says what a month costs, which it has counted"
+)]
 
 mod adoption;
+mod aws;
 mod failures;
 mod identities;
 mod lives;

@@ -15,7 +15,7 @@ use coffer::pacer::Rate;
 use coffer::spec::VolumeSpec;
 use coffer::telemetry::Metrics;
 use coffer::tokens::{self, TokenSource, Tokens};
-use coffer_provider::{Pod, Secret, ServiceAccount};
+use coffer_provider::{Pod, Provider, Secret, ServiceAccount};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -122,6 +122,12 @@ impl Node {
             store,
             stop,
         }
+    }
+
+    /// The same with one more provider.
+    pub(crate) fn and(mut self, name: &'static str, provider: Arc<dyn Provider>) -> Self {
+        self.catalog = self.catalog.clone().with(name, provider);
+        self
     }
 
     /// What a class with this `spec` asks for.

@@ -5,6 +5,8 @@
     reason = "whoever runs the test says whether it writes, and where helm is"
 )]
 
+#[cfg(feature = "aws")]
+mod aws;
 mod golden;
 mod helm;
 mod monitoring;

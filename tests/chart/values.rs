@@ -17,7 +17,7 @@ enum Command {
     Node(Box<NodeArgs>),
 }
 
-fn config(release: &Objects) -> Config {
+pub(crate) fn config(release: &Objects) -> Config {
     let args = release.driver_args().into_iter();
     // The node's name comes in a variable that only the kubelet can fill.
     let typed = ["coffer"].into_iter().chain(args).chain(["--node-id=n1"]);

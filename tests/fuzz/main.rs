@@ -16,6 +16,7 @@
     reason = "how many cases there are is told in a variable"
 )]
 
+mod aws;
 mod classes;
 mod failures;
 mod mutation;

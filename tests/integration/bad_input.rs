@@ -441,7 +441,7 @@ const WRONG_CLASSES: &[(&str, Code, &str)] = &[
     (
         "provider: nobody",
         Code::NotFound,
-        "there is no provider \"nobody\"; this node has file",
+        "there is no provider \"nobody\"; this node has ",
     ),
     (
         "provider: file\nparameters: {objects: '[too-large]'}",

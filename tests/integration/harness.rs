@@ -135,6 +135,7 @@ pub(crate) struct Node {
     pub(crate) kubelet: FakeKubelet,
     pub(crate) metrics: SocketAddr,
     flags: Vec<String>,
+    env: Vec<(String, String)>,
     driver: Option<Child>,
 }
 
@@ -145,6 +146,11 @@ impl Node {
     }
 
     pub(crate) async fn start_with(flags: &[&str]) -> Self {
+        Self::start_in(flags, &[]).await
+    }
+
+    /// The same, with more in the environment of the driver.
+    pub(crate) async fn start_in(flags: &[&str], env: &[(&str, &str)]) -> Self {
         let folders = Folders::new();
         folders.class("shop", "provider: file");
         folders.secret("password", "correct-horse");
@@ -153,6 +159,10 @@ impl Node {
             folders,
             metrics: free_address(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            env: env
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
             driver: None,
         };
         node.run().await;
@@ -207,6 +217,7 @@ impl Node {
             .arg("--node-id=node-1")
             // A variable, so that a test can choose another one by a flag.
             .env("COFFER_LOG_LEVEL", "trace")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .args(&self.flags)
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -14,6 +14,16 @@
 mod api_server;
 mod attributes;
 mod audit;
+#[cfg(feature = "aws")]
+mod aws;
+#[cfg(feature = "aws")]
+#[allow(dead_code, reason = "the tests of the provider need more of it")]
+#[path = "../../providers/aws/tests/aws/servers.rs"]
+mod aws_servers;
+#[cfg(feature = "aws")]
+#[allow(dead_code, reason = "the tests of the provider need more of it")]
+#[path = "../../providers/aws/tests/aws/stub.rs"]
+mod aws_stub;
 mod bad_input;
 #[allow(dead_code, reason = "the tests of the provider need more of it")]
 #[path = "../../providers/vault/tests/vault/bao.rs"]
@@ -24,6 +34,9 @@ mod events;
 mod fake_api_server;
 mod handover;
 mod harness;
+#[cfg(feature = "aws")]
+#[path = "../../providers/aws/tests/aws/http.rs"]
+mod http;
 mod identities;
 mod labels;
 mod lifecycle;

@@ -4,14 +4,15 @@ use std::fs;
 use std::process::{Command, Output};
 
 fn coffer(arguments: &[&str]) -> (bool, String) {
+    told(Command::new(env!("CARGO_BIN_EXE_coffer")).args(arguments))
+}
+
+fn told(command: &mut Command) -> (bool, String) {
     let Output {
         status,
         stdout,
         stderr,
-    } = Command::new(env!("CARGO_BIN_EXE_coffer"))
-        .args(arguments)
-        .output()
-        .unwrap();
+    } = command.output().unwrap();
     let text = String::from_utf8(stdout).unwrap() + &String::from_utf8(stderr).unwrap();
     (status.success(), text)
 }
@@ -38,6 +39,31 @@ fn render_shows_what_would_be_mounted_and_masks_the_values() {
     assert!(good, "{text}");
     assert!(
         text.contains("db/password                      0400  from db.json, key password"),
+        "{text}"
+    );
+}
+
+#[cfg(feature = "aws")]
+#[test]
+fn render_shows_what_aws_would_be_asked_for_and_as_whom() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/aws/class.yaml");
+    // Of a machine that trusts somebody, as every one does that AWS is asked from.
+    let authority = rcgen::generate_simple_self_signed(["nowhere.example".to_owned()]).unwrap();
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    fs::write(ca.path(), authority.cert.pem()).unwrap();
+    let mut render = Command::new(env!("CARGO_BIN_EXE_coffer"));
+    let (good, text) = told(
+        render
+            .args(["render", file])
+            .env("SSL_CERT_FILE", ca.path()),
+    );
+    assert!(good, "{text}");
+    let whom = "  provider aws, as the pod's ServiceAccount (audience sts.amazonaws.com) in the role \
+                the ServiceAccount's at us-west-2, else us-east-2\n    reads shop_db\n    reads db-before\n    \
+                reads checkout\n  files\n";
+    assert!(text.contains(whom), "{text}");
+    assert!(
+        text.contains("    db/password                      0400  from db-password\n"),
         "{text}"
     );
 }

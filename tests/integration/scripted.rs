@@ -122,6 +122,8 @@ impl Scripted {
             remove_startup_taint: false,
             file_root: None,
             vault: Default::default(),
+            #[cfg(feature = "aws")]
+            aws: Default::default(),
             metrics: Some(self.metrics),
         };
         (self.differs)(&mut config);

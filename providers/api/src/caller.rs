@@ -34,6 +34,8 @@ pub struct Caller {
     pub pod: Pod,
     /// The pod's token for the audience that the source declared, and for no other.
     pub token: Option<ServiceAccountToken>,
+    /// Those of its tokens for [`crate::Source::further_audiences`] that there are, by audience.
+    pub further_tokens: BTreeMap<String, ServiceAccountToken>,
     /// The data of the Secret that the volume's `nodePublishSecretRef` names.
     pub secrets: BTreeMap<String, SecretBytes>,
 }

@@ -55,8 +55,20 @@ pub trait Source: Send + Sync {
     /// comes out the same.
     fn identified_by(&self) -> &IdentifiedBy;
 
+    /// Audiences that the store may want a token for instead of the declared one, by what the provider
+    /// learns of the ServiceAccount when it is asked.
+    fn further_audiences(&self) -> &[String] {
+        &[]
+    }
+
     /// What can be read, in the order of the class; names are unique.
     fn objects(&self) -> &[ObjectRef];
+
+    /// Whether a file of this name can come of `object`, so that it has to be read for an item that wants
+    /// the file.
+    fn can_give(&self, object: &ObjectRef, file: &str) -> bool {
+        object.names(file)
+    }
 
     /// Reads `objects` as `caller`: one answer for each, in the same order.
     ///

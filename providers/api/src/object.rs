@@ -15,6 +15,18 @@ pub struct ObjectRef {
     pub request: String,
 }
 
+impl ObjectRef {
+    /// Whether a file is called as the object is, or lies below it. Everything lies below an object
+    /// without a name.
+    #[must_use]
+    pub fn names(&self, file: &str) -> bool {
+        match file.strip_prefix(&self.name) {
+            Some(rest) => self.name.is_empty() || rest.is_empty() || rest.starts_with('/'),
+            None => false,
+        }
+    }
+}
+
 /// One object as it was read.
 #[derive(Clone)]
 pub struct Secret {
@@ -133,6 +145,23 @@ impl Version {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_object_names_itself_and_what_lies_below_it() {
+        let object = |name: &str| ObjectRef {
+            name: name.into(),
+            request: String::new(),
+        };
+        for (name, file, expected) in [
+            ("db", "db", true),
+            ("db", "db/password", true),
+            ("db", "db2", false),
+            ("db", "other", false),
+            ("", "any/file", true),
+        ] {
+            assert_eq!(object(name).names(file), expected, "{name} {file}");
+        }
+    }
 
     #[test]
     fn a_version_is_short_and_printable() {

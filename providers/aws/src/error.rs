@@ -21,6 +21,14 @@ pub(crate) struct Asked<'a> {
     pub(crate) role: &'a str,
 }
 
+/// Why there is no good answer.
+pub(crate) enum Failure<E> {
+    /// It was asked for, and the SDK gave an error.
+    Sdk(Box<SdkError<E, HttpResponse>>),
+    /// It was not sent: AWS has said that it is asked too often, and the turn is this far away.
+    NotItsTurn(Duration),
+}
+
 /// Whether another region may do better: this one is overloaded, broken, slow or not there.
 pub(crate) fn is_outage(error: &ProviderError) -> bool {
     let kind = error.kind();
@@ -28,11 +36,18 @@ pub(crate) fn is_outage(error: &ProviderError) -> bool {
 }
 
 impl Asked<'_> {
-    /// What it means that the SDK gave an error.
-    pub(crate) fn failed<E>(&self, error: &SdkError<E, HttpResponse>) -> ProviderError
+    /// What it means that there is no good answer.
+    pub(crate) fn failed<E>(&self, failure: &Failure<E>) -> ProviderError
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
+        let error = match failure {
+            Failure::Sdk(error) => error.as_ref(),
+            Failure::NotItsTurn(wait) => {
+                let error = self.says(ErrorKind::Unavailable, TOO_OFTEN, "", WHOSE_LIMIT);
+                return error.with_retry_after(*wait);
+            }
+        };
         let raw = error.raw_response();
         let failed = match error {
             SdkError::ServiceError(_) | SdkError::ResponseError(_) => {
@@ -86,7 +101,7 @@ impl Asked<'_> {
                 "the role needs secretsmanager:BatchGetSecretValue and ListSecrets".to_owned()
             }
             "sts:AssumeRoleWithWebIdentity" => {
-                "its trust policy must let in this sub, with aud sts.amazonaws.com".to_owned()
+                "its trust policy must let in this sub with this aud".to_owned()
             }
             "sts:AssumeRole" => {
                 "its trust policy must let that role in, and that role may need sts:AssumeRole"
@@ -117,7 +132,7 @@ impl Asked<'_> {
             "InvalidIdentityToken" | "IDPRejectedClaim" => (
                 ErrorKind::Unauthenticated,
                 "the ServiceAccount's token is not accepted",
-                "make the cluster's issuer an OIDC provider of the account, with audience sts.amazonaws.com",
+                "make its issuer an OIDC provider of the account, for this aud",
             ),
             "ExpiredTokenException" | "ExpiredToken" if login => (
                 ErrorKind::Unauthenticated,
@@ -144,11 +159,7 @@ impl Asked<'_> {
                 "this region has no STS for the account",
                 "activate it, or choose another region",
             ),
-            _ if is_throttle(code, status) => (
-                ErrorKind::Unavailable,
-                "asked too often",
-                "the limit is the account's in this region",
-            ),
+            _ if is_throttle_code(code, status) => (ErrorKind::Unavailable, TOO_OFTEN, WHOSE_LIMIT),
             // An item of a batch has a code and no status.
             _ if status >= 500 || code.starts_with("Internal") => (
                 ErrorKind::Unavailable,
@@ -209,7 +220,19 @@ impl Asked<'_> {
     }
 }
 
-fn is_throttle(code: &str, status: u16) -> bool {
+/// Whether AWS said that it is asked too often.
+pub(crate) fn is_throttle<E: ProvideErrorMetadata>(failure: &Failure<E>) -> bool {
+    let Failure::Sdk(error) = failure else {
+        return false;
+    };
+    let status = error.raw_response().map_or(0, |raw| raw.status().as_u16());
+    is_throttle_code(error.code().unwrap_or_default(), status)
+}
+
+const TOO_OFTEN: &str = "asked too often";
+const WHOSE_LIMIT: &str = "the limit is the account's in this region";
+
+fn is_throttle_code(code: &str, status: u16) -> bool {
     status == 429
         || matches!(
             code,

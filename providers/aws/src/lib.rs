@@ -9,8 +9,8 @@
 //! `name.rs` and `arn.rs` know its details); `source.rs` goes through the regions; `sessions.rs` logs in
 //! once for each account, role and region, by the steps of `login.rs` and `pod_identity.rs`;
 //! `secrets_manager.rs` and `parameter_store.rs` read, many at once where `gather.rs` finds them side by
-//! side; `view.rs` makes files of a `value.rs`. `regions.rs` is the SDK, and `error.rs` what it says when it
-//! says no.
+//! side; `view.rs` makes files of a `value.rs`. `regions.rs` is the SDK, asked no faster than `pace.rs` allows,
+//! and `error.rs` what it says when it says no.
 
 mod arn;
 mod error;
@@ -19,6 +19,7 @@ mod gather;
 mod login;
 mod name;
 mod objects;
+mod pace;
 mod parameter_store;
 mod parameters;
 mod pod_identity;
@@ -27,6 +28,8 @@ mod secrets_manager;
 mod sessions;
 mod settings;
 mod source;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod value;
 mod view;
 mod yaml;
@@ -35,6 +38,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use coffer_provider::{Parameters, Provider, ProviderError, Source};
 use tracing::warn;
 
@@ -64,6 +68,10 @@ pub trait Cluster: Send + Sync {
     /// # Errors
     /// Where it cannot be known whether there is one.
     async fn node_region(&self) -> Result<Option<String>, ProviderError>;
+
+    /// Nobody on this node uses the ServiceAccount any more: it need not be known until it is asked for
+    /// again.
+    fn forget(&self, namespace: &str, service_account: &str);
 }
 
 /// The most names of meaningless fields that are remembered, so that each is told once.
@@ -72,6 +80,7 @@ const MOST_TOLD: usize = 1000;
 /// Secrets Manager and Parameter Store. Made once: it holds the connections and the logins.
 pub struct AwsProvider {
     region: Option<String>,
+    audiences: Arc<[String]>,
     sessions: Arc<Sessions>,
     cluster: Arc<dyn Cluster>,
     told: Mutex<BTreeSet<String>>,
@@ -82,11 +91,20 @@ impl AwsProvider {
     ///
     /// # Errors
     /// Naming the setting that cannot be.
-    pub fn new(settings: Settings, cluster: Arc<dyn Cluster>) -> Result<Self, InvalidSettings> {
+    pub fn new(settings: &Settings, cluster: Arc<dyn Cluster>) -> Result<Self, InvalidSettings> {
+        Self::through(regions::https(settings)?, settings, cluster)
+    }
+
+    fn through(
+        client: SharedHttpClient,
+        settings: &Settings,
+        cluster: Arc<dyn Cluster>,
+    ) -> Result<Self, InvalidSettings> {
         settings.check()?;
         Ok(Self {
-            sessions: Arc::new(Sessions::new(&settings, cluster.clone())?),
-            region: settings.region,
+            sessions: Arc::new(Sessions::new(client, settings, cluster.clone())),
+            region: settings.region.clone(),
+            audiences: settings.audiences.clone().into(),
             cluster,
             told: Mutex::default(),
         })
@@ -108,7 +126,11 @@ impl Provider for AwsProvider {
     fn source(&self, parameters: &Parameters) -> Result<Arc<dyn Source>, ProviderError> {
         let class = Class::new(parameters, self.region.as_deref())?;
         self.tell(&class.unknown);
-        let (sessions, cluster) = (self.sessions.clone(), self.cluster.clone());
-        Ok(Arc::new(AwsSource::new(class, sessions, cluster)))
+        Ok(Arc::new(AwsSource::new(
+            class,
+            self.audiences.clone(),
+            self.sessions.clone(),
+            self.cluster.clone(),
+        )))
     }
 }

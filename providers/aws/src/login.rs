@@ -5,10 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_sdk_sts::types;
-use coffer_provider::{Caller, ErrorKind, ProviderError, ServiceAccountToken};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use coffer_provider::{Caller, ErrorKind, ProviderError, ServiceAccountToken, clean_text};
+use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use crate::error::Asked;
-use crate::parameters::{AddressFamily, NextRole, POD_IDENTITY_AUDIENCE, STS_AUDIENCE};
+use crate::parameters::{AddressFamily, NextRole, POD_IDENTITY_AUDIENCE};
 use crate::pod_identity::Agent;
 use crate::regions::Region;
 
@@ -91,7 +95,7 @@ pub(crate) struct Steps {
 /// Who takes the token, and which role is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Proof {
-    WebIdentity { role: String },
+    WebIdentity { role: String, audience: String },
     PodIdentity(AddressFamily),
 }
 
@@ -102,9 +106,9 @@ impl Steps {
         token: Option<&ServiceAccountToken>,
     ) -> Result<Lent, ProviderError> {
         let lent = match &self.proof {
-            Proof::WebIdentity { role } => {
-                self.web_identity(role, usable(token, STS_AUDIENCE)?)
-                    .await?
+            Proof::WebIdentity { role, audience } => {
+                let token = usable(token, audience)?;
+                self.web_identity(role, audience, token).await?
             }
             Proof::PodIdentity(family) => {
                 let token = usable(token, POD_IDENTITY_AUDIENCE)?;
@@ -121,7 +125,7 @@ impl Steps {
     pub(crate) fn role(&self) -> &str {
         match (&self.then, &self.proof) {
             (Some(next), _) => &next.arn,
-            (None, Proof::WebIdentity { role }) => role,
+            (None, Proof::WebIdentity { role, .. }) => role,
             (None, Proof::PodIdentity(_)) => "the role of its Pod Identity association",
         }
     }
@@ -129,9 +133,10 @@ impl Steps {
     async fn web_identity(
         &self,
         role: &str,
+        audience: &str,
         token: &ServiceAccountToken,
     ) -> Result<Lent, ProviderError> {
-        let subject = self.account.subject();
+        let subject = format!("{}, aud {audience}", self.account.subject());
         let asked = Asked {
             what: role,
             action: "sts:AssumeRoleWithWebIdentity",
@@ -145,8 +150,14 @@ impl Steps {
             .role_arn(role)
             .role_session_name(self.account.session_name())
             .web_identity_token(token.expose());
-        let _turn = self.region.turn().await;
-        let answer = request.send().await.map_err(|error| asked.failed(&error))?;
+        let answer = self.region.send(asked.action, request.send()).await;
+        let answer = answer.map_err(|error| {
+            let error = asked.failed(&error);
+            let issuer = issuer(token).unwrap_or_default();
+            let detail = error.detail().unwrap_or_default();
+            let detail = format!("token of issuer {issuer:?}; {detail}");
+            error.with_detail(detail)
+        })?;
         lent(&asked, answer.credentials)
     }
 
@@ -156,7 +167,7 @@ impl Steps {
             action: "sts:AssumeRole",
             region: &self.region.name,
             role: match &self.proof {
-                Proof::WebIdentity { role } => role,
+                Proof::WebIdentity { role, .. } => role,
                 Proof::PodIdentity(_) => "the pod's own role",
             },
         };
@@ -167,8 +178,8 @@ impl Steps {
             .role_arn(&next.arn)
             .role_session_name(self.account.session_name())
             .set_external_id(next.external_id.clone());
-        let _turn = self.region.turn().await;
-        let answer = request.send().await.map_err(|error| asked.failed(&error))?;
+        let answer = self.region.send(asked.action, request.send()).await;
+        let answer = answer.map_err(|error| asked.failed(&error))?;
         lent(&asked, answer.credentials)
     }
 }
@@ -180,6 +191,18 @@ fn lent(asked: &Asked<'_>, lent: Option<types::Credentials>) -> Result<Lent, Pro
     })
 }
 
+/// Who says that the token is true, by its own word: for an error, since AWS may not know them.
+fn issuer(token: &ServiceAccountToken) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Claims {
+        iss: String,
+    }
+    let claims = token.expose().split('.').nth(1)?;
+    let claims = Zeroizing::new(URL_SAFE_NO_PAD.decode(claims).ok()?);
+    let claims: Claims = serde_json::from_slice(&claims).ok()?;
+    Some(clean_text(&claims.iss, 128))
+}
+
 /// The pod's token, where there is one that can still be sent.
 fn usable<'a>(
     token: Option<&'a ServiceAccountToken>,
@@ -188,7 +211,10 @@ fn usable<'a>(
     let problem = match token {
         Some(token) if token.expires() > SystemTime::now() + TOO_SHORT => return Ok(token),
         Some(_) => "has expired: the kubelet brings a new one within minutes",
-        None => "is missing: list this audience in the tokenRequests of the CSIDriver object",
+        None => {
+            "is missing: list this audience in the tokenRequests of the CSIDriver object, and one that a \
+             ServiceAccount names in --aws-audience of the driver, too"
+        }
     };
     Err(ProviderError::new(
         ErrorKind::Unauthenticated,
@@ -199,6 +225,7 @@ fn usable<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parameters::STS_AUDIENCE;
 
     #[test]
     fn aws_statement_8_a_session_is_named_after_the_account() {

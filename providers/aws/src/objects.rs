@@ -64,6 +64,24 @@ pub(crate) enum Reach {
 }
 
 impl Entry {
+    /// Whether the entry says that there will be a file of this name.
+    pub(crate) fn declares(&self, file: &str) -> bool {
+        let is_listed = match &self.view.members {
+            Members::Listed(members) => members.iter().any(|member| member.file == file),
+            Members::All(_) => false,
+        };
+        is_listed || self.object.names(file)
+    }
+
+    /// Whether a file of this name may turn up once the entry is read.
+    pub(crate) fn may_have(&self, file: &str) -> bool {
+        let is_below = match self.reach {
+            Reach::One => false,
+            Reach::Prefix(translation) => file.starts_with(&translation.apply(&self.first.id)),
+        };
+        is_below || matches!(self.view.members, Members::All(_))
+    }
+
     /// What `region` is asked for; nothing where the ARN of a secret belongs to another one.
     pub(crate) fn selector(&self, region: &str, first: bool) -> Option<&Selector> {
         let selector = if first { &self.first } else { &self.standby };

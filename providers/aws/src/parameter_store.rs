@@ -65,10 +65,8 @@ impl ParameterStore {
     async fn ask(&self, selectors: Vec<Selector>) -> Vec<(Selector, Answer)> {
         let names = selectors.iter().map(with_version).collect();
         let request = self.client.get_parameters().with_decryption(true);
-        let sent = {
-            let _turn = self.place.region.turn().await;
-            request.set_names(Some(names)).send().await
-        };
+        let request = request.set_names(Some(names));
+        let sent = self.place.region.send(GET, request.send()).await;
         let sent = sent.map(|answer| answer.parameters.unwrap_or_default());
         let found = sent.map(|found| found.into_iter().filter_map(named_value));
         let found = found.map(HashMap::<_, _>::from_iter);
@@ -103,10 +101,8 @@ impl ParameterStore {
                 .recursive(true)
                 .with_decryption(true)
                 .set_next_token(next);
-            let answer = {
-                let _turn = self.place.region.turn().await;
-                request.send().await.map_err(|error| asked.failed(&error))?
-            };
+            let answer = self.place.region.send(GET_BY_PATH, request.send()).await;
+            let answer = answer.map_err(|error| asked.failed(&error))?;
             for parameter in answer.parameters.unwrap_or_default() {
                 let name = parameter.name.clone().unwrap_or_default();
                 if let Some((_, value)) = named_value(parameter) {

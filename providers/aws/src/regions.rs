@@ -1,15 +1,18 @@
 //! The SDK without its habits: no environment, no files, no metadata service, one HTTP client for all.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
 use aws_credential_types::Credentials;
+use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_async::rt::sleep::TokioSleep;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::interceptors::Intercept;
 use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextMut;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::config_bag::ConfigBag;
@@ -18,13 +21,24 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::SdkConfig;
 use aws_types::app_name::AppName;
 use http_body_util::Limited;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 
+use crate::error::{Failure, is_throttle};
 use crate::gather::lock;
+use crate::pace::Pace;
 use crate::settings::{Endpoints, InvalidSettings, Settings};
 
 /// Requests to one region at a time; the others wait for their turn.
 const AT_ONCE: usize = 16;
+
+/// Regions that are remembered although nobody uses them: more than there are.
+const IDLE: usize = 64;
+
+/// Requests of this node in a second, by service. Parameter Store has 40 for all nodes of an account
+/// together (a GetParameters has ten parameters in it), Secrets Manager 10,000, and STS 600.
+const PARAMETER_STORE_RATE: f64 = 20.0;
+const SECRETS_MANAGER_RATE: f64 = 100.0;
+const STS_RATE: f64 = 50.0;
 
 /// The largest answer that is read, in bytes: twenty secrets of the largest size are less.
 const MAX_ANSWER: usize = 4 << 20;
@@ -33,18 +47,12 @@ const MAX_ANSWER: usize = 4 << 20;
 pub(crate) struct Regions {
     config: SdkConfig,
     endpoints: Endpoints,
-    regions: Mutex<BTreeMap<String, Weak<Region>>>,
+    regions: Mutex<BTreeMap<String, Arc<Region>>>,
 }
 
 impl Regions {
-    pub(crate) fn new(settings: &Settings) -> Result<Self, InvalidSettings> {
-        let trust = TrustStore::empty().with_pem_certificate(settings.checked_roots()?);
-        let tls = TlsContext::builder().with_trust_store(trust).build();
-        let tls = tls.map_err(|error| InvalidSettings::new("roots", &error.to_string()))?;
-        let client = aws_smithy_http_client::Builder::new()
-            .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
-            .tls_context(tls)
-            .build_https();
+    /// Asked through `client`, which every service of every region shares.
+    pub(crate) fn new(settings: &Settings, client: SharedHttpClient) -> Self {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(settings.connect_timeout)
             .operation_attempt_timeout(settings.timeout)
@@ -60,27 +68,33 @@ impl Regions {
             .sleep_impl(TokioSleep::new())
             .use_fips(settings.fips)
             .build();
-        Ok(Self {
+        Self {
             config,
             endpoints: settings.endpoints.clone(),
             regions: Mutex::default(),
-        })
+        }
     }
 
     pub(crate) fn region(&self, name: &str) -> Arc<Region> {
         let mut regions = lock(&self.regions);
-        if let Some(region) = regions.get(name).and_then(Weak::upgrade) {
-            return region;
+        if let Some(region) = regions.get(name) {
+            return region.clone();
         }
-        regions.retain(|_, region| region.strong_count() > 0);
+        // Kept although nobody uses it, for its pace; but names come from classes, and have no end.
+        if regions.len() >= IDLE {
+            regions.retain(|_, region| Arc::strong_count(region) > 1);
+        }
         let region = aws_types::region::Region::new(name.to_owned());
         let region = Arc::new(Region {
             name: name.to_owned(),
             config: self.config.to_builder().region(region).build(),
             endpoints: self.endpoints.clone(),
             turns: Semaphore::new(AT_ONCE),
+            secrets_manager: Pace::new(SECRETS_MANAGER_RATE),
+            parameter_store: Pace::new(PARAMETER_STORE_RATE),
+            sts: Pace::new(STS_RATE),
         });
-        regions.insert(name.to_owned(), Arc::downgrade(&region));
+        regions.insert(name.to_owned(), region.clone());
         region
     }
 }
@@ -91,6 +105,20 @@ pub(crate) struct Region {
     config: SdkConfig,
     endpoints: Endpoints,
     turns: Semaphore,
+    secrets_manager: Pace,
+    parameter_store: Pace,
+    sts: Pace,
+}
+
+/// A client that trusts the certificates of the settings, and nobody else's.
+pub(crate) fn https(settings: &Settings) -> Result<SharedHttpClient, InvalidSettings> {
+    let trust = TrustStore::empty().with_pem_certificate(settings.checked_roots()?);
+    let tls = TlsContext::builder().with_trust_store(trust).build();
+    let tls = tls.map_err(|error| InvalidSettings::new("roots", &error.to_string()))?;
+    Ok(aws_smithy_http_client::Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+        .tls_context(tls)
+        .build_https())
 }
 
 /// A client of one service. Three crates of the SDK have the same builder, and no trait for it.
@@ -124,9 +152,28 @@ impl Region {
         )
     }
 
-    /// Waits for a turn to send one request.
-    pub(crate) async fn turn(&self) -> SemaphorePermit<'_> {
-        self.turns.acquire().await.expect("it is never closed")
+    /// Sends one request when it is its turn, and heeds what the answer says of the pace. `action` is what
+    /// a policy would name it, which starts with the service.
+    pub(crate) async fn send<T, E>(
+        &self,
+        action: &str,
+        request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+    ) -> Result<T, Failure<E>>
+    where
+        E: ProvideErrorMetadata,
+    {
+        let pace = match action.split(':').next() {
+            Some("ssm") => &self.parameter_store,
+            Some("sts") => &self.sts,
+            _ => &self.secrets_manager,
+        };
+        pace.turn().await.map_err(Failure::NotItsTurn)?;
+        let _turn = self.turns.acquire().await.expect("it is never closed");
+        let sent = request.await.map_err(|error| Failure::Sdk(Box::new(error)));
+        if sent.as_ref().is_err_and(is_throttle) {
+            pace.throttled();
+        }
+        sent
     }
 
     fn endpoint(&self, endpoint: &Option<String>) -> Option<String> {

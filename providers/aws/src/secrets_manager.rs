@@ -7,14 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_credential_types::Credentials;
 use aws_sdk_secretsmanager::Client;
-use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_secretsmanager::error::ProvideErrorMetadata;
 use aws_sdk_secretsmanager::primitives::Blob;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType, SecretValueEntry};
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use coffer_provider::{ErrorKind, ProviderError, SecretBytes, Version};
 use futures_util::future::join_all;
 
-use crate::error::is_outage;
+use crate::error::{Failure, is_outage};
 use crate::gather::Gather;
 use crate::objects::Selector;
 use crate::value::{Place, Value};
@@ -24,6 +23,7 @@ const CURRENT: &str = "AWSCURRENT";
 const BATCH: usize = 20;
 const GET: &str = "secretsmanager:GetSecretValue";
 const BATCH_GET: &str = "secretsmanager:BatchGetSecretValue";
+const DESCRIBE: &str = "secretsmanager:DescribeSecret";
 
 type Answer = Result<Value, ProviderError>;
 
@@ -88,10 +88,7 @@ impl SecretsManager {
             .client
             .batch_get_secret_value()
             .set_secret_id_list(Some(ids));
-        let sent = {
-            let _turn = self.place.region.turn().await;
-            request.send().await
-        };
+        let sent = self.place.region.send(BATCH_GET, request.send()).await;
         let answer = match sent {
             Ok(answer) => answer,
             Err(error) => return self.batch_failed(selectors, &error),
@@ -122,7 +119,7 @@ impl SecretsManager {
     fn batch_failed<E>(
         &self,
         selectors: &[&Selector],
-        error: &SdkError<E, HttpResponse>,
+        error: &Failure<E>,
     ) -> HashMap<Selector, Answer>
     where
         E: ProvideErrorMetadata + Error + 'static,
@@ -155,8 +152,8 @@ impl SecretsManager {
             .secret_id(&selector.id)
             .set_version_id(selector.version.clone())
             .set_version_stage(stage(selector));
-        let _turn = self.place.region.turn().await;
-        let answer = request.send().await.map_err(|error| asked.failed(&error))?;
+        let answer = self.place.region.send(GET, request.send()).await;
+        let answer = answer.map_err(|error| asked.failed(&error))?;
         value(
             answer.secret_string,
             answer.secret_binary,
@@ -182,10 +179,8 @@ impl SecretsManager {
                 .batch_get_secret_value()
                 .filters(named.clone())
                 .set_next_token(next);
-            let answer = {
-                let _turn = self.place.region.turn().await;
-                request.send().await.map_err(|error| asked.failed(&error))?
-            };
+            let answer = self.place.region.send(BATCH_GET, request.send()).await;
+            let answer = answer.map_err(|error| asked.failed(&error))?;
             // A set with a hole in it is not what the class asks for.
             if let Some(error) = answer.errors.unwrap_or_default().into_iter().next() {
                 let id = error.secret_id.unwrap_or_default();
@@ -217,14 +212,9 @@ impl SecretsManager {
         if !self.may_describe.load(Ordering::Relaxed) {
             return None;
         }
-        let asked = self
-            .place
-            .asked(&selector.id, "secretsmanager:DescribeSecret");
+        let asked = self.place.asked(&selector.id, DESCRIBE);
         let request = self.client.describe_secret().secret_id(&selector.id);
-        let answer = {
-            let _turn = self.place.region.turn().await;
-            request.send().await
-        };
+        let answer = self.place.region.send(DESCRIBE, request.send()).await;
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use coffer_provider::{Caller, ErrorKind, ProviderError};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
@@ -16,11 +17,11 @@ use crate::gather::lock;
 use crate::login::{Account, Proof, Steps};
 use crate::objects::{Selector, Service};
 use crate::parameter_store::ParameterStore;
-use crate::parameters::{Login, NextRole, Via};
+use crate::parameters::{Login, NextRole, STS_AUDIENCE, Via};
 use crate::pod_identity::Agent;
 use crate::regions::Regions;
 use crate::secrets_manager::SecretsManager;
-use crate::settings::{InvalidSettings, Settings};
+use crate::settings::Settings;
 use crate::value::{Place, Value};
 
 /// Credentials are replaced this long before they end.
@@ -28,6 +29,9 @@ const EARLY: Duration = Duration::from_secs(5 * 60);
 
 /// Where ServiceAccounts that are known by their role carry it.
 const ROLE_ANNOTATION: &str = "eks.amazonaws.com/role-arn";
+
+/// And where they name the audience that the role's trust policy wants.
+const AUDIENCE_ANNOTATION: &str = "eks.amazonaws.com/audience";
 
 type Result<T> = std::result::Result<T, ProviderError>;
 type Flight = BoxFuture<'static, Result<Arc<Session>>>;
@@ -103,15 +107,16 @@ impl Slot {
 
 impl Sessions {
     pub(crate) fn new(
+        client: SharedHttpClient,
         settings: &Settings,
         cluster: Arc<dyn Cluster>,
-    ) -> std::result::Result<Self, InvalidSettings> {
-        Ok(Self {
-            regions: Regions::new(settings)?,
+    ) -> Self {
+        Self {
+            regions: Regions::new(settings, client),
             agent: Arc::new(Agent::new(settings)),
             cluster,
             slots: Mutex::default(),
-        })
+        }
     }
 
     /// The session of a caller in a region. Everybody who asks meanwhile waits for the same login, and
@@ -159,7 +164,12 @@ impl Sessions {
             region: self.regions.region(&key.region),
             agent: self.agent.clone(),
         };
-        let token = caller.token.clone();
+        let token = match &key.proof {
+            Proof::WebIdentity { audience, .. } if *audience != STS_AUDIENCE => {
+                caller.further_tokens.get(audience).cloned()
+            }
+            _ => caller.token.clone(),
+        };
         let flight = async move {
             let lent = steps.take(token.as_ref()).await?;
             let left = lent
@@ -208,9 +218,16 @@ impl Sessions {
         }
     }
 
-    /// Forgets the logins of an account to one role.
+    /// Forgets the logins of an account to one role, and with the last of them the account.
     pub(crate) fn log_out(&self, login: &Login, account: &Account) {
-        lock(&self.slots).retain(|key, _| key.account != *account || key.then != login.then);
+        let mut slots = lock(&self.slots);
+        slots.retain(|key, _| key.account != *account || key.then != login.then);
+        let is_same = |other: &Account| {
+            (&other.namespace, &other.name) == (&account.namespace, &account.name)
+        };
+        if !slots.keys().any(|key| is_same(&key.account)) {
+            self.cluster.forget(&account.namespace, &account.name);
+        }
     }
 
     /// Looks up what a login shows besides the token.
@@ -221,12 +238,16 @@ impl Sessions {
         let Account {
             namespace, name, ..
         } = account;
-        let role = self
-            .cluster
-            .annotation(namespace, name, ROLE_ANNOTATION)
-            .await?;
-        let problem = match role {
-            Some(role) if arn::is_role(&role) => return Ok(Proof::WebIdentity { role }),
+        let annotation = async |key| self.cluster.annotation(namespace, name, key).await;
+        let problem = match annotation(ROLE_ANNOTATION).await? {
+            Some(role) if arn::is_role(&role) => {
+                let audience = annotation(AUDIENCE_ANNOTATION).await?;
+                let audience = audience.filter(|audience| !audience.is_empty());
+                return Ok(Proof::WebIdentity {
+                    role,
+                    audience: audience.unwrap_or_else(|| STS_AUDIENCE.to_owned()),
+                });
+            }
             Some(role) if !role.is_empty() => {
                 " with the ARN of a role, and has something else in it"
             }

@@ -18,6 +18,9 @@ pub struct Settings {
     pub roots: Vec<u8>,
     /// The region for classes that name none; without it, it is the node's.
     pub region: Option<String>,
+    /// Audiences that a ServiceAccount may name for its tokens (`eks.amazonaws.com/audience`) instead of
+    /// `sts.amazonaws.com`.
+    pub audiences: Vec<String>,
     /// Addresses that are not AWS's own.
     pub endpoints: Endpoints,
     /// The addresses of the EKS Pod Identity agent.
@@ -37,6 +40,7 @@ impl Settings {
         Self {
             roots,
             region: None,
+            audiences: Vec::new(),
             endpoints: Endpoints::default(),
             pod_identity: PodIdentityAgent::default(),
             fips: false,

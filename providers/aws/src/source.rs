@@ -18,7 +18,7 @@ use crate::error::is_outage;
 use crate::login::Account;
 use crate::name;
 use crate::objects::{Entry, Reach, Selector};
-use crate::parameters::Class;
+use crate::parameters::{Class, Via};
 use crate::sessions::{Session, Sessions};
 use crate::value::Value;
 
@@ -27,6 +27,8 @@ type Answer = Result<Secret, ProviderError>;
 pub(crate) struct AwsSource {
     class: Class,
     identified_by: IdentifiedBy,
+    /// Those that a ServiceAccount may name.
+    audiences: Arc<[String]>,
     objects: Vec<ObjectRef>,
     /// Where in the class a request comes from.
     places: HashMap<String, usize>,
@@ -35,7 +37,12 @@ pub(crate) struct AwsSource {
 }
 
 impl AwsSource {
-    pub(crate) fn new(class: Class, sessions: Arc<Sessions>, cluster: Arc<dyn Cluster>) -> Self {
+    pub(crate) fn new(
+        class: Class,
+        audiences: Arc<[String]>,
+        sessions: Arc<Sessions>,
+        cluster: Arc<dyn Cluster>,
+    ) -> Self {
         let objects: Vec<_> = class
             .entries
             .iter()
@@ -46,6 +53,10 @@ impl AwsSource {
             identified_by: identified_by(&class),
             places: objects.iter().enumerate().map(place).collect(),
             objects,
+            audiences: match class.login.via {
+                Via::WebIdentity => audiences,
+                Via::PodIdentity(_) => Arc::default(),
+            },
             class,
             sessions,
             cluster,
@@ -202,8 +213,21 @@ impl Source for AwsSource {
         &self.identified_by
     }
 
+    fn further_audiences(&self) -> &[String] {
+        &self.audiences
+    }
+
     fn objects(&self) -> &[ObjectRef] {
         &self.objects
+    }
+
+    fn can_give(&self, object: &ObjectRef, file: &str) -> bool {
+        let Some(entry) = self.entry(object) else {
+            return false;
+        };
+        // What nobody declares is looked for where names are not known before.
+        let is_declared = || self.class.entries.iter().any(|entry| entry.declares(file));
+        entry.declares(file) || entry.may_have(file) && !is_declared()
     }
 
     async fn fetch(&self, caller: &Caller, objects: &[ObjectRef]) -> Vec<Answer> {

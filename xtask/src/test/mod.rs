@@ -64,11 +64,17 @@ pub(crate) fn run() -> ExitCode {
             )
         });
         let report = suite(&mut tally, "tests", cargo_test(cargo()));
-        let bao = made(bao);
+        let (bao, aws) = (made(bao), made(aws));
         if let Some(left_out) = report.left_out.get("a mount namespace") {
-            in_namespace(&mut tally, left_out, made(sanity), bao.as_ref().ok());
+            in_namespace(
+                &mut tally,
+                left_out,
+                made(sanity),
+                bao.as_ref().ok(),
+                aws.as_ref().ok(),
+            );
         }
-        with_aws(&mut tally, &report, made(aws));
+        with_aws(&mut tally, &report, aws);
         let ran = with_helm(&mut tally, made(helm), &["--ignored"], false);
         tally.made_up_for(ran);
         with_bao(&mut tally, bao);
@@ -187,6 +193,7 @@ fn in_namespace(
     left_out: &LeftOut,
     csi_sanity: Result<PathBuf>,
     bao: Option<&PathBuf>,
+    aws: Option<&parts::Aws>,
 ) {
     let title = "tests in a mount namespace";
     let command = csi_sanity.and_then(|csi_sanity| {
@@ -194,7 +201,9 @@ fn in_namespace(
         command
             .arg(cargo().get_program())
             .env(CSI_SANITY, csi_sanity)
-            .envs(bao.map(|bao| (BAO, bao)));
+            .envs(bao.map(|bao| (BAO, bao)))
+            .envs(aws.map(|aws| (MOTO, &aws.moto)))
+            .envs(aws.map(|aws| (MINISTACK, &aws.ministack)));
         Ok(command)
     });
     let mut command = match command {

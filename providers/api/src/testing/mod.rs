@@ -24,6 +24,7 @@ pub fn caller(namespace: &str) -> Caller {
             },
         },
         token: None,
+        further_tokens: BTreeMap::new(),
         secrets: BTreeMap::new(),
     }
 }

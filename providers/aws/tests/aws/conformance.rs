@@ -90,7 +90,7 @@ async fn the_provider_passes_the_conformance_suite() {
         .lock()
         .unwrap()
         .insert("shop/stranger".into(), foreign);
-    let provider = AwsProvider::new(settings(&moto.server.address), cluster).unwrap();
+    let provider = AwsProvider::new(&settings(&moto.server.address), cluster).unwrap();
     let provider = Arc::new(provider);
     conformance(&Store { moto, provider }).await;
 }

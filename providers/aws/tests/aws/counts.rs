@@ -26,7 +26,7 @@ async fn aws_statement_2_one_login_for_a_token_life_and_the_region_from_memory()
     let moto = Moto::start().await;
     moto.server.secret(WEST, "db", "x").await;
     let cluster = cluster(Some(WEST));
-    let provider = AwsProvider::new(settings(&moto.server.address), cluster).unwrap();
+    let provider = AwsProvider::new(&settings(&moto.server.address), cluster).unwrap();
     let mut class = parameters("- {objectName: db, objectType: secretsmanager}", &[]);
     class.remove("region");
     moto.record().await;

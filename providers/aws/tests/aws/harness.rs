@@ -19,12 +19,16 @@ pub(crate) const WEST: &str = "us-west-2";
 pub(crate) const EAST: &str = "us-east-2";
 pub(crate) const ROLE: &str = "arn:aws:iam::123456789012:role/shop";
 
+/// What the ServiceAccounts `other-audience` name.
+pub(crate) const OTHER_AUDIENCE: &str = "aws.example";
+
 /// A cluster in which every ServiceAccount has the role of its Namespace, but for
 /// `nobody` and `odd`.
 pub(crate) struct FakeCluster {
     pub(crate) region: Option<String>,
     pub(crate) regions_asked: AtomicUsize,
     pub(crate) roles: Mutex<BTreeMap<String, String>>,
+    pub(crate) forgotten: Mutex<Vec<String>>,
 }
 
 #[async_trait]
@@ -35,6 +39,9 @@ impl Cluster for FakeCluster {
         service_account: &str,
         key: &str,
     ) -> Result<Option<String>, ProviderError> {
+        if key == "eks.amazonaws.com/audience" {
+            return Ok((service_account == "other-audience").then(|| OTHER_AUDIENCE.to_owned()));
+        }
         assert_eq!(key, "eks.amazonaws.com/role-arn");
         let roles = self.roles.lock().unwrap();
         let own = roles
@@ -52,6 +59,11 @@ impl Cluster for FakeCluster {
         self.regions_asked.fetch_add(1, Ordering::SeqCst);
         Ok(self.region.clone())
     }
+
+    fn forget(&self, namespace: &str, service_account: &str) {
+        let account = format!("{namespace}/{service_account}");
+        self.forgotten.lock().unwrap().push(account);
+    }
 }
 
 pub(crate) fn cluster(region: Option<&str>) -> Arc<FakeCluster> {
@@ -59,6 +71,7 @@ pub(crate) fn cluster(region: Option<&str>) -> Arc<FakeCluster> {
         region: region.map(str::to_owned),
         regions_asked: AtomicUsize::new(0),
         roles: Mutex::default(),
+        forgotten: Mutex::default(),
     })
 }
 
@@ -87,7 +100,7 @@ pub(crate) fn by_region(address: &str) -> Settings {
 }
 
 pub(crate) fn provider(settings: Settings) -> Arc<AwsProvider> {
-    Arc::new(AwsProvider::new(settings, cluster(Some(WEST))).unwrap())
+    Arc::new(AwsProvider::new(&settings, cluster(Some(WEST))).unwrap())
 }
 
 /// `objects` in `us-west-2`, with more parameters.
@@ -141,6 +154,7 @@ pub(crate) fn caller_for(audience: &str, namespace: &str, account: &str) -> Call
             },
         },
         token: Some(ServiceAccountToken::new(token, ends)),
+        further_tokens: BTreeMap::new(),
         secrets: BTreeMap::new(),
     }
 }

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use coffer_provider::{Caller, ErrorKind, ServiceAccountToken};
-use coffer_provider_aws::{PodIdentityAgent, Settings};
+use coffer_provider_aws::{AwsProvider, PodIdentityAgent, Settings};
 
 use crate::harness::{
-    ROLE, WEST, by_region, caller, caller_for, error, fetch, files, provider, settings, source,
-    these,
+    OTHER_AUDIENCE, ROLE, WEST, by_region, caller, caller_for, cluster, error, fetch, files,
+    provider, settings, source, these,
 };
 use crate::servers::{Ministack, Moto};
 use crate::stub::{Reply, Stub};
@@ -320,13 +320,87 @@ async fn aws_m16_without_a_role_or_a_token_nobody_is_asked() {
 }
 
 #[tokio::test]
+async fn aws_an_account_that_names_an_audience_is_proven_by_its_token_for_that_one() {
+    let stub = Stub::start(|_, _| Reply::sts_error(403, "AccessDenied", "no")).await;
+    let read = async |audiences: &[&str], further: bool| {
+        let mut settings = by_region(&stub.address);
+        settings.audiences = audiences.iter().map(|&name| name.to_owned()).collect();
+        let source = source(&provider(settings), SECRET, &[]);
+        let mut caller = caller("shop", "other-audience");
+        let token = caller_for(OTHER_AUDIENCE, "shop", "other-audience").token;
+        if further
+            && source
+                .further_audiences()
+                .iter()
+                .any(|name| name == OTHER_AUDIENCE)
+        {
+            let token = token.unwrap();
+            caller.further_tokens.insert(OTHER_AUDIENCE.into(), token);
+        }
+        error(&*source, &caller).await.to_string()
+    };
+    for (audiences, further) in [(&[][..], true), (&[OTHER_AUDIENCE][..], false)] {
+        let error = read(audiences, further).await;
+        for part in [
+            OTHER_AUDIENCE,
+            "is missing",
+            "tokenRequests",
+            "--aws-audience",
+        ] {
+            assert!(error.contains(part), "{error} lacks {part}");
+        }
+    }
+    assert!(
+        stub.seen().is_empty(),
+        "the token for sts.amazonaws.com stays here"
+    );
+
+    let error = read(&[OTHER_AUDIENCE], true).await;
+    assert!(
+        error.contains("shop:other-audience, aud aws.example)"),
+        "{error}"
+    );
+    let body = String::from_utf8(stub.seen()[0].body.clone()).unwrap();
+    let sent = caller_for(OTHER_AUDIENCE, "shop", "other-audience")
+        .token
+        .unwrap();
+    assert!(body.contains(sent.expose()), "{body}");
+
+    // The agent wants one audience, whatever the account says of STS.
+    let mut settings = by_region(&stub.address);
+    settings.audiences = vec![OTHER_AUDIENCE.into()];
+    let agent = source(&provider(settings), SECRET, &POD_IDENTITY);
+    assert!(agent.further_audiences().is_empty());
+}
+
+#[tokio::test]
+async fn an_account_is_forgotten_with_its_last_login() {
+    let stub = Stub::start(|_, _| Reply::broken()).await;
+    let cluster = cluster(Some(WEST));
+    let provider = AwsProvider::new(&by_region(&stub.address), cluster.clone()).unwrap();
+    let own = source(&provider, SECRET, &[]);
+    let next = source(
+        &provider,
+        SECRET,
+        &[("assumeRoleArn", "arn:aws:iam::123456789012:role/next")],
+    );
+    let web = caller("shop", "web");
+    error(&*own, &web).await;
+    error(&*next, &web).await;
+    own.log_out(&web).await;
+    assert!(cluster.forgotten.lock().unwrap().is_empty());
+    next.log_out(&web).await;
+    assert_eq!(*cluster.forgotten.lock().unwrap(), ["shop/web"]);
+}
+
+#[tokio::test]
 async fn aws_statement_7_what_sts_says_reaches_the_pods_owner() {
     for (code, status, kind, says) in [
         (
             "AccessDenied",
             403,
             ErrorKind::PermissionDenied,
-            "as system:serviceaccount:shop:web): its trust policy must let in this sub",
+            "as system:serviceaccount:shop:web, aud sts.amazonaws.com): its trust policy must let in this",
         ),
         (
             "InvalidIdentityToken",
@@ -369,6 +443,8 @@ async fn aws_statement_7_what_sts_says_reaches_the_pods_owner() {
             assert!(text.contains(part), "{text} lacks {part}");
         }
         assert!(!text.contains("0815"), "{text}");
+        let detail = error.detail().unwrap_or_default();
+        assert!(detail.contains("https://issuer.example"), "{detail}");
         assert_eq!(
             stub.seen().len(),
             1,

@@ -236,6 +236,35 @@ async fn aws_a_secret_that_waits_for_its_deletion_is_not_read() {
     assert_eq!(source.versions(&caller, source.objects()).await, [None]);
 }
 
+#[test]
+fn an_item_can_name_every_file_that_an_entry_gives() {
+    let provider = provider(settings("127.0.0.1:1"));
+    let objects = r#"
+- {objectName: shop/db, objectType: secretsmanager, jmesPath: [{path: user, objectAlias: db/user}]}
+- {objectName: all, objectType: secretsmanager, jmesPath: "*"}
+- {objectName: /app/*, objectType: ssmparameter}
+- {objectName: plain, objectType: secretsmanager}"#;
+    for (translation, file, givers) in [
+        ("_", "shop_db", &["shop_db"][..]),
+        ("_", "db_user", &["shop_db"]),
+        ("_", "all", &["all"]),
+        ("_", "plain", &["plain"]),
+        ("_", "password", &["all"]),
+        ("_", "_app_flag", &["all", "_app_*"]),
+        ("False", "db/user", &["shop/db"]),
+        ("False", "app/flag", &["app"]),
+        ("False", "other", &["all"]),
+    ] {
+        let source = source(&provider, objects, &[("pathTranslation", translation)]);
+        let can_give = source
+            .objects()
+            .iter()
+            .filter(|object| source.can_give(object, file));
+        let found: Vec<_> = can_give.map(|object| object.name.as_str()).collect();
+        assert_eq!(found, givers, "{file}");
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs moto: cargo xtask test"]
 async fn aws_m12_to_m14_the_region_is_the_classes_or_else_the_nodes() {
@@ -247,7 +276,7 @@ async fn aws_m12_to_m14_the_region_is_the_classes_or_else_the_nodes() {
     let caller = caller("shop", "web");
     let in_region = |region| {
         let settings = settings(&moto.server.address);
-        AwsProvider::new(settings, cluster(region))
+        AwsProvider::new(&settings, cluster(region))
             .unwrap()
             .source(&class)
     };
@@ -264,7 +293,7 @@ async fn aws_m12_to_m14_the_region_is_the_classes_or_else_the_nodes() {
     }
     // What a class that names its region is told at once, this one is told once the region is known.
     class.insert("failoverRegion".into(), EAST.into());
-    let same = AwsProvider::new(settings(&moto.server.address), cluster(Some(EAST))).unwrap();
+    let same = AwsProvider::new(&settings(&moto.server.address), cluster(Some(EAST))).unwrap();
     let error = error(&*same.source(&class).ok().unwrap(), &caller).await;
     assert!(
         error
