@@ -18,6 +18,7 @@ use coffer_provider::{
 };
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -62,6 +63,8 @@ pub struct Settings {
     pub backoff: Backoff,
     /// Moves the schedule of this node against that of others.
     pub seed: u64,
+    /// Whether each pod is asked for by itself, whatever its class says.
+    pub pods_apart: bool,
 }
 
 impl Default for Settings {
@@ -73,6 +76,7 @@ impl Default for Settings {
             queue: pacer::QUEUE,
             backoff: Backoff::default(),
             seed: 0,
+            pods_apart: false,
         }
     }
 }
@@ -109,6 +113,9 @@ pub(crate) struct Key {
     pub(crate) provider: &'static str,
     pub(crate) identity: Identity,
     request: String,
+    /// The requests of all that a volume takes out of the same answer of the store, as a hash. Who takes
+    /// something else out of it has another answer, so that nobody has parts of two.
+    pub(crate) together: [u8; 32],
     /// Whether the class has leases and certificates shared too.
     share_all: bool,
 }
@@ -128,6 +135,8 @@ struct Entry {
     again: bool,
     /// How often it was looked at: the chance of the schedule follows from it.
     looks: u64,
+    /// How often in a row the store had still the value that it was to replace by itself.
+    overdue: u32,
     used: u64,
     /// It is due, and no user has a token that could be sent.
     token_misses: Option<u32>,
@@ -141,6 +150,8 @@ struct User {
     subscriber: Arc<Subscriber>,
     source: Arc<dyn Source>,
     object: ObjectRef,
+    /// It, and what is looked at together with it.
+    of_one_answer: Arc<[ObjectRef]>,
     strategy: Strategy,
 }
 
@@ -237,11 +248,15 @@ struct Part {
     source: Arc<dyn Source>,
     objects: Vec<Wanted>,
     strategy: Strategy,
+    /// Who may use the login.
+    sharing: Sharing,
 }
 
 struct Wanted {
     key: Arc<Key>,
     object: ObjectRef,
+    /// All that the volume takes out of the same answer of the store.
+    of_one_answer: Arc<[ObjectRef]>,
     /// The volume can do without it where the store does not have it.
     optional: bool,
     /// Its name in the record of the volume.
@@ -286,28 +301,35 @@ impl SecretCache {
         subscriber: &Arc<Subscriber>,
     ) -> Result<(Subscription, Tidings), PublishError> {
         let requester = subscriber.requester();
+        let sharing = match self.0.settings.pods_apart {
+            true => Some(Sharing::Pod),
+            false => spec.sharing(),
+        };
         let mut parts = Vec::new();
         let mut told = Vec::new();
         for (index, source) in spec.sources().iter().enumerate() {
-            let identity = requester.identity(&*source.source, spec.sharing())?;
+            let identity = requester.identity(&*source.source, sharing)?;
             let watch = match spec.refresh().strategy {
                 None | Some(RefreshStrategy::Watch) => {
-                    let caller = requester.caller(&*source.source).ok();
+                    let sharing = identity.login_sharing();
+                    let caller = requester.caller(&*source.source, sharing).ok();
                     caller.and_then(|caller| source.source.watch(&caller))
                 }
                 Some(RefreshStrategy::Cache | RefreshStrategy::Get) => None,
             };
             let strategy = match (spec.refresh().strategy, &watch) {
                 (Some(RefreshStrategy::Get), _) => Strategy::Get,
-                (_, Some(_)) => Strategy::Watch,
-                (_, None) => Strategy::Cache(spec.interval()),
+                (Some(RefreshStrategy::Watch), Some(_)) => Strategy::Watch,
+                (None, Some(_)) if identity.store().is_empty() => Strategy::Watch,
+                // What comes over a network may get lost: it is looked at all the same.
+                (_, _) => Strategy::Cache(spec.interval()),
             };
             if let Some(watch) = watch {
                 let changed = watch.map(move |()| Told::Changed(index));
                 let ended = stream::once(async move { Told::Ended(index) });
                 told.push(changed.chain(ended).boxed());
             }
-            let share_all = spec.sharing() == Some(Sharing::ServiceAccount);
+            let share_all = sharing == Some(Sharing::ServiceAccount);
             parts.push(Part::new(source, &identity, share_all, strategy));
         }
         let subscription = self.0.enroll(parts, subscriber, spec.refresh().max_stale);
@@ -373,24 +395,50 @@ impl Part {
         share_all: bool,
         strategy: Strategy,
     ) -> Self {
-        let wanted = |object: &ObjectRef| Wanted {
-            key: Arc::new(Key {
-                provider: source.provider,
-                identity: identity.clone(),
-                request: object.request.clone(),
-                share_all,
-            }),
-            object: object.clone(),
-            optional: source.can_lack(object),
-            recorded_as: source.object_key(object),
+        let mut answers = BTreeMap::<&str, Vec<ObjectRef>>::new();
+        for object in &source.objects {
+            let answer = answers.entry(source.source.answer_of(object));
+            answer.or_default().push(object.clone());
+        }
+        let whole = |(answer, mut objects): (_, Vec<ObjectRef>)| {
+            objects.sort_by(|a, b| a.request.cmp(&b.request));
+            (answer, (hash_of(&objects), Arc::<[_]>::from(objects)))
+        };
+        let answers: BTreeMap<_, _> = answers.into_iter().map(whole).collect();
+        let wanted = |object: &ObjectRef| {
+            let (together, of_one_answer) = &answers[source.source.answer_of(object)];
+            Wanted {
+                key: Arc::new(Key {
+                    provider: source.provider,
+                    identity: identity.clone(),
+                    request: object.request.clone(),
+                    together: *together,
+                    share_all,
+                }),
+                object: object.clone(),
+                of_one_answer: of_one_answer.clone(),
+                optional: source.can_lack(object),
+                recorded_as: source.object_key(object),
+            }
         };
         Self {
             provider: source.provider,
             source: source.source.clone(),
             objects: source.objects.iter().map(wanted).collect(),
             strategy,
+            sharing: identity.login_sharing(),
         }
     }
+}
+
+/// The same for the same requests.
+fn hash_of(objects: &[ObjectRef]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for object in objects {
+        hash.update((object.request.len() as u64).to_be_bytes());
+        hash.update(&object.request);
+    }
+    hash.finalize().into()
 }
 
 impl Subscription {
@@ -405,7 +453,7 @@ impl Subscription {
         let callers: Vec<Caller> = self
             .parts
             .iter()
-            .map(|part| requester.caller(&*part.source))
+            .map(|part| requester.caller(&*part.source, part.sharing))
             .collect::<Result<_, _>>()?;
         let mut answers: Vec<Vec<Option<Given>>> = self
             .parts
@@ -436,15 +484,18 @@ impl Subscription {
         let mut flights: Vec<Arc<Flight>> = Vec::new();
         for ((part, caller), answers) in self.parts.iter().zip(callers).zip(answers) {
             let mut lead = Vec::new();
+            let anew = self.read_anew(&mut state, part, answers, now);
             for (wanted, answer) in part.objects.iter().zip(answers) {
-                if answer.is_some() {
+                let together = anew.contains(&wanted.key.together);
+                if answer.is_some() && !together {
                     continue;
                 }
                 let key = self.effective(&state, wanted);
                 let used = state.tick();
                 let entry = state.entry(&key);
                 entry.used = used;
-                if let Some(fresh) = entry.fresh(part.strategy.ttl(), now) {
+                let fresh = entry.fresh(part.strategy.ttl(), now);
+                if let Some(fresh) = fresh.filter(|_| !together) {
                     self.cache.metrics.cache_hits.inc();
                     *answer = Some(Some(fresh));
                 } else if let Some(failed) = entry.failed.as_ref().filter(|f| now < f.until) {
@@ -453,6 +504,7 @@ impl Subscription {
                 } else if let Some(flight) = entry.in_flight() {
                     flights.push(flight);
                 } else {
+                    *answer = None;
                     lead.push(Item::new(key, wanted.object.clone()));
                 }
             }
@@ -464,6 +516,27 @@ impl Subscription {
             }
         }
         Ok(flights)
+    }
+
+    /// The answers of the store that are asked for once more: a part of them is not there, and it has to
+    /// be of the same answer as the others.
+    fn read_anew(
+        &self,
+        state: &mut State,
+        part: &Part,
+        answers: &[Option<Given>],
+        now: Instant,
+    ) -> BTreeSet<[u8; 32]> {
+        let mut anew = BTreeSet::new();
+        for (wanted, answer) in part.objects.iter().zip(answers) {
+            let key = self.effective(state, wanted);
+            let entry = state.entry(&key);
+            let failing = entry.failed.as_ref().is_some_and(|f| now < f.until);
+            if answer.is_none() && !failing && entry.fresh(part.strategy.ttl(), now).is_none() {
+                anew.insert(wanted.key.together);
+            }
+        }
+        anew
     }
 
     fn take(
@@ -614,15 +687,19 @@ impl Subscription {
                 let ends = known.and_then(|known| known.expires);
                 let left = ends.map(|ends| Duration::from_secs(ends).saturating_sub(since_1970));
                 let version = known.and_then(|known| Version::new(known.version.clone()).ok());
-                let key = match left {
-                    // What ends by itself was made for one pod.
-                    Some(_) if !wanted.key.share_all => {
+                let once = known.is_some_and(|known| known.once);
+                let key = match left.is_some() || once {
+                    // What ends by itself, or is the only one, was made for one pod.
+                    true if !wanted.key.share_all => {
                         state.part_by_pod(&wanted.key);
                         self.effective(&state, wanted)
                     }
                     _ => self.effective(&state, wanted),
                 };
-                let life = left.map_or(Life::Static, Life::Expires);
+                let life = match once {
+                    true => Life::Once,
+                    false => left.map_or(Life::Static, Life::Expires),
+                };
                 if let Some(version) = version.filter(|_| state.entry(&key).held.is_none()) {
                     state.entry(&key).held = Some(Held {
                         secret: None,
@@ -634,7 +711,7 @@ impl Subscription {
                 }
                 let due = match part.strategy {
                     // Nobody has watched meanwhile.
-                    Strategy::Watch => Some(now),
+                    Strategy::Watch if state.entry(&key).can_change() => Some(now),
                     _ => state.next_look(&key, now, &self.cache.settings),
                 };
                 state.set_due(&key, due);
@@ -650,7 +727,9 @@ impl Subscription {
         let mut state = self.cache.state();
         for wanted in self.parts.get(source).iter().flat_map(|part| &part.objects) {
             let key = self.effective(&state, wanted);
-            state.set_due(&key, Some(now));
+            if state.entry(&key).can_change() {
+                state.set_due(&key, Some(now));
+            }
         }
         drop(state);
         self.cache.wake.notify_one();
@@ -703,8 +782,9 @@ impl Subscription {
         for part in &self.parts {
             for wanted in &part.objects {
                 let key = self.effective(&state, wanted);
-                let waits = state.entry(&key).token_misses.is_some();
-                if waits || part.strategy == Strategy::Get {
+                let entry = state.entry(&key);
+                let looks = part.strategy == Strategy::Get && entry.can_change();
+                if looks || entry.token_misses.is_some() {
                     state.set_due(&key, Some(now));
                     woken = true;
                 }
@@ -779,8 +859,10 @@ impl Held {
         if let Some(ends) = self.ends {
             let left = ends.saturating_duration_since(now);
             match &mut secret.life {
-                Life::Static => {}
-                Life::Expires(life) | Life::Leased { duration: life, .. } => *life = left,
+                Life::Static | Life::Once => {}
+                Life::Expires(life) | Life::Rotates(life) | Life::Leased { duration: life, .. } => {
+                    *life = left;
+                }
             }
         }
         Some(secret)
@@ -791,8 +873,22 @@ impl Entry {
     /// The value, if the store gave it within `ttl`, or it has not come to its own end.
     fn fresh(&self, ttl: Duration, now: Instant) -> Option<Secret> {
         let held = self.held.as_ref()?;
-        let until = held.ends.unwrap_or(held.at + ttl);
-        (now < until).then(|| held.left(now)).flatten()
+        let good = match held.life {
+            Life::Once => true,
+            _ => now < held.ends.unwrap_or(held.at + ttl),
+        };
+        good.then(|| held.left(now)).flatten()
+    }
+
+    /// Whether somebody may change it in the store: what has a life of its own is looked at by that.
+    fn can_change(&self) -> bool {
+        let held = self.held.as_ref();
+        held.is_none_or(|held| matches!(held.life, Life::Static))
+    }
+
+    fn is_the_only_one(&self) -> bool {
+        let held = self.held.as_ref();
+        held.is_some_and(|held| matches!(held.life, Life::Once))
     }
 
     fn tell(&self) {
@@ -815,6 +911,30 @@ impl Entry {
 }
 
 impl State {
+    /// What is looked at together with an entry: all that its volumes take out of the same answer.
+    fn of_the_same_answer<'a>(&self, key: &Key, user: &'a User) -> Vec<(Arc<Key>, &'a ObjectRef)> {
+        let others = user.of_one_answer.iter();
+        let others = others.filter(|other| other.request != user.object.request);
+        let others = others.map(|object| {
+            let key = Key {
+                request: object.request.clone(),
+                ..key.clone()
+            };
+            (Arc::new(key), object)
+        });
+        // Where there is no entry, no volume uses it.
+        let used = |key: &Arc<Key>| self.entries.get(key).is_some_and(|e| !e.users.is_empty());
+        others.filter(|(key, _)| used(key)).collect()
+    }
+
+    /// Whether what an entry holds would be lost by another look at its answer.
+    fn stays(&self, key: &Arc<Key>, now: Instant) -> bool {
+        self.entries.get(key).is_some_and(|entry| {
+            let is_due = entry.due.is_some_and(|due| due <= now);
+            !entry.can_change() && entry.failed.is_none() && !is_due
+        })
+    }
+
     fn tick(&mut self) -> u64 {
         self.next_use += 1;
         self.next_use
@@ -845,7 +965,10 @@ impl State {
         let strategies = entry.users.values().map(|user| user.strategy);
         let life = entry.held.as_ref().map_or(&Life::Static, |held| &held.life);
         let chance = key.chance(settings.seed, entry.looks);
-        let after = schedule::next_look(life, strategies, entry.looks <= 1, chance);
+        let after = match entry.overdue {
+            0 => schedule::next_look(life, strategies, entry.looks <= 1, chance),
+            overdue => Some(schedule::next_look_for_overdue(overdue)),
+        };
         after.map(|after| now + after)
     }
 
@@ -896,7 +1019,9 @@ impl State {
             .entries
             .iter_mut()
             .filter(|(key, entry)| *key != newest && entry.bytes() > 0);
-        let Some((_, entry)) = others.min_by_key(|(_, entry)| entry.used) else {
+        // What there is only one of goes last.
+        let order = |entry: &Entry| (entry.is_the_only_one(), entry.used);
+        let Some((_, entry)) = others.min_by_key(|(_, entry)| order(entry)) else {
             return false;
         };
         let bytes = entry.bytes();
@@ -947,6 +1072,7 @@ impl Inner {
                     subscriber: subscriber.clone(),
                     source: part.source.clone(),
                     object: wanted.object.clone(),
+                    of_one_answer: wanted.of_one_answer.clone(),
                     strategy: part.strategy,
                 };
                 let own = subscription.effective(&state, wanted);
@@ -1007,33 +1133,47 @@ impl Inner {
         flight
     }
 
-    /// Takes down what a store answered, and tells whom it concerns.
+    /// Takes down what a store answered, and tells whom it concerns: all at once, so that no volume sees
+    /// a part of it.
     pub(crate) fn settle(
         &self,
         caller: &Caller,
-        item: &Item,
-        answer: Answer,
-        outcomes: &mut HashMap<Arc<Key>, Outcome>,
-    ) {
-        let now = clock::now();
+        items: &[Item],
+        answers: Vec<Answer>,
+    ) -> HashMap<Arc<Key>, Outcome> {
         let mut state = self.state();
-        let mut key = item.key.clone();
+        let of_a_pod = |answer: &Answer| matches!(answer, Answer::Fetched(secret) if secret.sharing == Sharing::Pod);
+        // What an answer does not have is kept with what it has.
+        let parted = items
+            .iter()
+            .zip(&answers)
+            .filter(|(_, answer)| of_a_pod(answer));
+        let parted: BTreeSet<_> = parted.map(|(item, _)| item.key.together).collect();
+        let settled = items.iter().zip(answers).map(|(item, answer)| {
+            let mut key = item.key.clone();
+            let own = parted.contains(&key.together) && !key.share_all;
+            if own && key.identity == key.identity.without_pod() {
+                state.part_by_pod(&key);
+                key = key.of_pod(&caller.pod.uid);
+            }
+            self.settle_one(&mut state, key, answer)
+        });
+        settled.collect()
+    }
+
+    fn settle_one(&self, state: &mut State, key: Arc<Key>, answer: Answer) -> (Arc<Key>, Outcome) {
+        let now = clock::now();
         let outcome = match answer {
             Answer::Fetched(secret) => {
-                let own = secret.sharing == Sharing::Pod && !key.share_all;
-                if own && key.identity == key.identity.without_pod() {
-                    state.part_by_pod(&key);
-                    key = key.of_pod(&caller.pod.uid);
-                }
-                let changed = self.keep(&mut state, &key, &secret, now);
-                self.succeeded(&mut state, &key, now, changed);
+                let changed = self.keep(state, &key, &secret, now);
+                self.succeeded(state, &key, now, changed);
                 Outcome::Read(secret)
             }
             Answer::Same => {
                 if let Some(held) = &mut state.entry(&key).held {
                     held.at = now;
                 }
-                self.succeeded(&mut state, &key, now, false);
+                self.succeeded(state, &key, now, false);
                 Outcome::Same
             }
             Answer::Renewed(life) => {
@@ -1046,15 +1186,15 @@ impl Inner {
                     held.life = life;
                 }
                 // It ends later now, which those who report on it have to know.
-                self.succeeded(&mut state, &key, now, true);
+                self.succeeded(state, &key, now, true);
                 Outcome::Same
             }
             Answer::Failed(error) => {
-                self.failed(&mut state, &key, &error, now);
+                self.failed(state, &key, &error, now);
                 Outcome::Failed(ReadFailure::Store(error))
             }
         };
-        outcomes.insert(key, outcome);
+        (key, outcome)
     }
 
     fn keep(&self, state: &mut State, key: &Arc<Key>, secret: &Secret, now: Instant) -> bool {
@@ -1068,19 +1208,29 @@ impl Inner {
         let Some(before) = state.hold(key, held, self.settings.bytes) else {
             return true;
         };
-        if let (Life::Leased { lease, .. }, Some(user)) =
-            (&before.life, state.entry(key).users.values().next())
+        let entry = state.entry(key);
+        let user = entry.users.values().next().or(entry.last_user.as_ref());
+        if let (Life::Leased { lease, .. }, Some(user)) = (&before.life, user)
+            && !matches!(&secret.life, Life::Leased { lease: now, .. } if now == lease)
         {
             let (source, requester) = (user.source.clone(), user.subscriber.requester());
-            let lease = lease.clone();
+            let (lease, sharing) = (lease.clone(), key.identity.login_sharing());
+            // The volumes have the new one in a moment, and their readers open connections anew.
+            let left = before.ends.map(|ends| ends.saturating_duration_since(now));
+            let grace = left.map_or(LEASE_GRACE, |left| left.min(LEASE_GRACE));
             tokio::spawn(async move {
-                tokio::time::sleep(LEASE_GRACE).await;
-                if let Ok(caller) = requester.caller(&*source) {
-                    source.release(&caller, &[lease]).await;
+                if let Ok(caller) = requester.caller(&*source, sharing) {
+                    source.release(&caller, &[lease], grace).await;
                 }
             });
         }
         let same_version = before.version == secret.version && !before.version.as_str().is_empty();
+        let was_to_go =
+            matches!(before.life, Life::Rotates(_)) && before.ends.is_some_and(|ends| ends <= now);
+        entry.overdue = match was_to_go && same_version {
+            true => entry.overdue + 1,
+            false => 0,
+        };
         let files = |secret: &Secret| -> Vec<_> {
             let files = secret.files.iter();
             files
@@ -1160,14 +1310,24 @@ impl Inner {
             } else if entry.in_flight().is_some() {
                 entry.again = true;
             } else if let Some((user, caller)) = entry.newest_user(&key.identity) {
-                let item = entry.item(&key, &user.object, now);
+                let mut items = vec![entry.item(&key, &user.object, now)];
+                let failing = entry.failed.is_some();
+                let others = state.of_the_same_answer(&key, &user);
+                if failing && others.iter().any(|(key, _)| state.stays(key, now)) {
+                    // It is not in an answer that would be another one next time.
+                    continue;
+                }
+                for (key, object) in others {
+                    items.push(state.entry(&key).item(&key, object, now));
+                    state.set_due(&key, None);
+                }
                 let same = batches.iter_mut().find(|(leader, _, _)| {
                     Arc::ptr_eq(&leader.source, &user.source)
                         && Arc::ptr_eq(&leader.subscriber, &user.subscriber)
                 });
                 match same {
-                    Some((_, _, items)) => items.push(item),
-                    None => batches.push((user, caller, vec![item])),
+                    Some((_, _, more)) => more.extend(items),
+                    None => batches.push((user, caller, items)),
                 }
             } else {
                 let misses = entry.token_misses.map_or(0, |misses| misses + 1);
@@ -1214,12 +1374,17 @@ impl Inner {
         let Some(user) = entry.last_user.filter(|_| last || lease.is_some()) else {
             return;
         };
+        let sharing = key.identity.login_sharing();
         // Best effort, and a store that hangs does not keep the token for long.
         tokio::spawn(tokio::time::timeout(GIVE_BACK, async move {
-            let Ok(caller) = user.subscriber.requester().caller(&*user.source) else {
+            let requester = user.subscriber.requester();
+            let Ok(caller) = requester.caller(&*user.source, sharing) else {
                 return;
             };
-            user.source.release(&caller, lease.as_slice()).await;
+            let at_once = Duration::ZERO;
+            user.source
+                .release(&caller, lease.as_slice(), at_once)
+                .await;
             if last {
                 user.source.log_out(&caller).await;
             }
@@ -1239,7 +1404,9 @@ impl Entry {
         });
         users.into_iter().find_map(|user| {
             let requester = user.subscriber.requester();
-            let caller = requester.caller(&*user.source).ok()?;
+            let caller = requester
+                .caller(&*user.source, identity.login_sharing())
+                .ok()?;
             identity.admits(&caller).then(|| (user.clone(), caller))
         })
     }
@@ -1271,7 +1438,9 @@ impl Entry {
 
 fn ends(life: &Life, now: Instant) -> Option<Instant> {
     match life {
-        Life::Static => None,
-        Life::Expires(left) | Life::Leased { duration: left, .. } => Some(now + *left),
+        Life::Static | Life::Once => None,
+        Life::Expires(left) | Life::Rotates(left) | Life::Leased { duration: left, .. } => {
+            Some(now + *left)
+        }
     }
 }

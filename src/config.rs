@@ -152,6 +152,11 @@ pub struct NodeArgs {
     #[arg(long, env = "COFFER_STORE_MAX_BACKOFF", default_value = "60s", value_parser = duration)]
     pub store_max_backoff: Duration,
 
+    /// Who shares logins and answers of stores at most: the pods of a ServiceAccount, or nobody, as with
+    /// `sharing: Pod` in every class
+    #[arg(long, env = "COFFER_SHARING", value_enum, default_value_t = Sharing::ServiceAccount)]
+    pub sharing: Sharing,
+
     /// Requests to one store in a second, in the long run; twice as many at once
     #[arg(long, env = "COFFER_STORE_RATE", default_value_t = 50)]
     pub store_rate: u32,
@@ -252,9 +257,31 @@ pub struct VaultArgs {
     )]
     pub vault_tls_client_key: Option<PathBuf>,
 
+    /// File with the key of the versions in status objects, the data of the Secret vault-csi-provider-hmac-key:
+    /// versions are those of vault-csi-provider. Without it they are the store's own
+    #[arg(long, env = "COFFER_VAULT_VERSION_KEY_FILE")]
+    pub vault_version_key_file: Option<PathBuf>,
+
+    /// Has stores tell of changes of KV secrets: Vault Enterprise, with a policy for sys/events/subscribe/kv*.
+    /// They are in the volumes at once then, and looked at in each interval all the same; with the
+    /// strategy Watch of a class, only every ten minutes
+    #[arg(long, env = "COFFER_VAULT_EVENTS")]
+    pub vault_events: bool,
+
     /// Lets classes switch off the verification of certificates
     #[arg(long, env = "COFFER_ALLOW_INSECURE_TLS")]
     pub allow_insecure_tls: bool,
+}
+
+/// Who shares what a store gave, in the words of classes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sharing {
+    /// The pods of a ServiceAccount.
+    #[value(name = "ServiceAccount")]
+    ServiceAccount,
+    /// Nobody: each pod has its own.
+    #[value(name = "Pod")]
+    Pod,
 }
 
 /// How log lines look.
@@ -459,6 +486,7 @@ fn cache(args: &NodeArgs) -> Result<Settings, ConfigError> {
             burst: f64::from(args.store_rate) * 2.0,
         },
         seed: hasher.finish(),
+        pods_apart: args.sharing == Sharing::Pod,
     })
 }
 

@@ -223,6 +223,8 @@ fn vault_settings(
         allow_insecure_tls: args.allow_insecure_tls,
         ca_file: args.vault_tls_ca_cert.clone(),
         ca_files: args.vault_ca_file.clone(),
+        version_key_file: args.vault_version_key_file.clone(),
+        events: args.vault_events,
         client_certificate: client_certificate
             .map(|(certificate, key)| ClientCertificate { certificate, key }),
         limits: coffer_provider_vault::Limits {

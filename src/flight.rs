@@ -1,6 +1,6 @@
 //! One question to a store, and all who wait for its answer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,9 +122,8 @@ async fn fly(
     items: Vec<Item>,
     urgency: Urgency,
 ) -> HashMap<Arc<Key>, Outcome> {
-    let mut outcomes = HashMap::with_capacity(items.len());
     let Some(first) = items.first() else {
-        return outcomes;
+        return HashMap::new();
     };
     let pacer = cache.pacer(&first.key);
     let Ok(_permit) = pacer.enter(urgency, items.len()).await else {
@@ -146,23 +145,34 @@ async fn fly(
             items.iter().map(|_| Answer::Failed(late())).collect()
         }
     };
-    for (item, answer) in items.iter().zip(answers) {
-        audit(cache, caller, item, &answer);
-        cache.settle(caller, item, answer, &mut outcomes);
+    for (item, answer) in items.iter().zip(&answers) {
+        audit(cache, caller, item, answer);
     }
-    outcomes
+    cache.settle(caller, &items, answers)
 }
 
 /// Renews what can be renewed, compares versions where they are known, and reads the rest in one go.
 async fn ask(source: &dyn Source, caller: &Caller, items: &[Item]) -> Vec<Answer> {
     let mut answers: Vec<Option<Answer>> = Vec::with_capacity(items.len());
+    let mut leases: Vec<(&Lease, Result<Life, ProviderError>)> = Vec::new();
     for item in items {
-        answers.push(match &item.renew {
-            None => None,
-            Some((lease, before)) => match source.renew(caller, lease).await {
-                Ok(life) => still_leased(&life, *before).then_some(Answer::Renewed(life)),
-                Err(error) => Some(Answer::Failed(error)),
-            },
+        let Some((lease, before)) = &item.renew else {
+            answers.push(None);
+            continue;
+        };
+        // Several objects are of one lease.
+        if !leases.iter().any(|(renewed, _)| *renewed == lease) {
+            leases.push((lease, source.renew(caller, lease).await));
+        }
+        let (_, renewal) = leases
+            .iter()
+            .find(|(renewed, _)| *renewed == lease)
+            .expect("it is there");
+        answers.push(match renewal {
+            Ok(life) => still_leased(life, *before).then(|| Answer::Renewed(life.clone())),
+            // A store that says no says so of the lease: there may be another one.
+            Err(error) if is_no(error.kind()) => None,
+            Err(error) => Some(Answer::Failed(error.clone())),
         });
     }
     let known = open(items, &answers, |item| item.version.is_some());
@@ -173,6 +183,14 @@ async fn ask(source: &dyn Source, caller: &Caller, items: &[Item]) -> Vec<Answer
             if version.is_some() && version == items[at].version {
                 answers[at] = Some(Answer::Same);
             }
+        }
+    }
+    // What is taken out of one answer stays together.
+    let unread = open(items, &answers, |_| true).into_iter();
+    let unread: BTreeSet<_> = unread.map(|at| items[at].key.together).collect();
+    for (item, answer) in items.iter().zip(&mut answers) {
+        if unread.contains(&item.key.together) {
+            *answer = None;
         }
     }
     let unread = open(items, &answers, |_| true);
@@ -205,6 +223,11 @@ fn open(items: &[Item], answers: &[Option<Answer>], which: impl Fn(&Item) -> boo
         .collect()
 }
 
+/// Whether a store has said no, and not that it cannot say anything.
+fn is_no(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::PermissionDenied | ErrorKind::NotFound)
+}
+
 /// A lease that comes back much shorter has reached the longest life that its store allows.
 fn still_leased(life: &Life, before: Duration) -> bool {
     match life {
@@ -213,7 +236,7 @@ fn still_leased(life: &Life, before: Duration) -> bool {
             renewable,
             ..
         } => *renewable && !schedule::is_truncated(before, *duration),
-        Life::Static | Life::Expires(_) => false,
+        Life::Static | Life::Expires(_) | Life::Rotates(_) | Life::Once => false,
     }
 }
 

@@ -30,6 +30,8 @@ struct Login {
     audience: String,
     store: String,
     role: String,
+    /// The pod, where the class has each pod logged in by itself.
+    pod: Option<String>,
 }
 
 impl Identity {
@@ -42,12 +44,21 @@ impl Identity {
         }
     }
 
-    /// The identity that a store has logged in, whichever pods share it.
+    /// The identity that a store has logged in, whichever pods share that.
     #[must_use]
     pub fn without_pod(&self) -> Self {
         Self {
             pod: None,
             ..self.clone()
+        }
+    }
+
+    /// Who may use what the store gives this identity to be known by.
+    #[must_use]
+    pub fn login_sharing(&self) -> Sharing {
+        match self.login.as_ref().and_then(|login| login.pod.as_ref()) {
+            Some(_) => Sharing::Pod,
+            None => Sharing::ServiceAccount,
         }
     }
 
@@ -123,6 +134,7 @@ impl Requester {
                     audience: audience.clone(),
                     store: store.clone(),
                     role: role.clone(),
+                    pod: uid().filter(|_| sharing == Some(Sharing::Pod)),
                 });
             }
         }
@@ -133,11 +145,12 @@ impl Requester {
         Ok(identity)
     }
 
-    /// The pod as `source` gets to see it: with the tokens for that source's audiences and no other (D4).
+    /// The pod as `source` gets to see it: with the tokens for that source's audiences and no other (D4),
+    /// to be known to its store together with those whom `sharing` says.
     ///
     /// # Errors
     /// As [`Self::identity`], and when the token has ended or is about to (D3).
-    pub fn caller(&self, source: &dyn Source) -> Result<Caller, PublishError> {
+    pub fn caller(&self, source: &dyn Source, sharing: Sharing) -> Result<Caller, PublishError> {
         let mut pod = self.pod.clone();
         let token = match source.identified_by() {
             IdentifiedBy::Pod | IdentifiedBy::Namespace => None,
@@ -159,6 +172,7 @@ impl Requester {
             further_tokens: further.collect(),
             pod,
             token,
+            sharing,
             secrets: self.secrets.clone(),
         })
     }

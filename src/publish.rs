@@ -506,7 +506,8 @@ fn record(spec: &VolumeSpec, read: &[Vec<Given>], now: SystemTime) -> Result<Rec
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     let ends = |life: &Life| match life {
-        Life::Static => None,
+        // What the store replaces is looked at by a new process as what anybody may change.
+        Life::Static | Life::Rotates(_) | Life::Once => None,
         Life::Expires(left) | Life::Leased { duration: left, .. } => {
             Some((since_1970 + *left).as_secs())
         }
@@ -522,6 +523,7 @@ fn record(spec: &VolumeSpec, read: &[Vec<Given>], now: SystemTime) -> Result<Rec
                 let held = HeldObject {
                     version: secret.version.as_str().to_owned(),
                     expires: ends(&secret.life),
+                    once: matches!(secret.life, Life::Once),
                 };
                 Some((source.object_key(object), held))
             })

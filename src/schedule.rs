@@ -87,6 +87,9 @@ pub fn next_look(
         Life::Static => strategies
             .filter_map(|strategy| strategy.next(first, chance))
             .min(),
+        // Just after the store has put another one there.
+        Life::Rotates(left) => Some(*left + AFTER_ROTATION.mul_f64(1.0 + 2.0 * chance)),
+        Life::Once => None,
         Life::Expires(life)
         | Life::Leased {
             duration: life,
@@ -95,6 +98,21 @@ pub fn next_look(
         } => Some(life.mul_f64(0.6 + 0.1 * chance)),
         Life::Leased { duration, .. } => Some(duration.mul_f64(0.6 + 0.2 * chance)),
     }
+}
+
+/// The least time that a store gets for putting another value in the place of one.
+const AFTER_ROTATION: Duration = Duration::from_secs(1);
+
+/// The longest pause between looks at a value that should be another one by now.
+const OVERDUE_MAX: Duration = Duration::from_secs(30);
+
+/// How long until the next look at a value that the store should have replaced, after so many looks that
+/// found it still there.
+#[must_use]
+pub fn next_look_for_overdue(looks: u32) -> Duration {
+    (2 * AFTER_ROTATION)
+        .saturating_mul(1 << looks.saturating_sub(1).min(4))
+        .min(OVERDUE_MAX)
 }
 
 /// The part of a lease after which it is not renewed any more, but made anew.
@@ -192,6 +210,19 @@ mod tests {
         }
         assert!(can_renew(MINUTE, MINUTE.mul_f64(0.7)) && !can_renew(MINUTE, MINUTE.mul_f64(0.9)));
         assert!(is_truncated(MINUTE, MINUTE / 2) && !is_truncated(MINUTE, MINUTE));
+    }
+
+    #[test]
+    fn what_the_store_replaces_is_looked_at_just_after_and_then_in_growing_pauses() {
+        for chance in CHANCES {
+            let strategy = [Strategy::Cache(Duration::from_secs(10)), Strategy::Get];
+            let look = |life| next_look(&life, strategy.into_iter(), false, chance);
+            let after = look(Life::Rotates(MINUTE)).expect("it rotates") - MINUTE;
+            assert!(after >= AFTER_ROTATION && after <= 3 * AFTER_ROTATION);
+            assert_eq!(look(Life::Once), None);
+        }
+        let pauses = [1, 2, 3, 4, 5, u32::MAX].map(|looks| next_look_for_overdue(looks).as_secs());
+        assert_eq!(pauses, [2, 4, 8, 16, 30, 30]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use coffer_provider::{Caller, ErrorKind, IdentifiedBy, Pod, ServiceAccount};
+use coffer_provider::{Caller, ErrorKind, IdentifiedBy, Pod, ServiceAccount, Sharing};
 
 use crate::cache::Given;
 use crate::catalog::Catalog;
@@ -122,6 +122,7 @@ async fn render_class(
         },
         token: None,
         further_tokens: BTreeMap::new(),
+        sharing: class.sharing.unwrap_or(Sharing::ServiceAccount),
         secrets: BTreeMap::new(),
     };
     let spec = catalog.resolve(class.clone(), &BTreeMap::new())?;

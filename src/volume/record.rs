@@ -36,6 +36,9 @@ pub struct HeldObject {
     /// When it ends, in seconds since 1970, where it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<u64>,
+    /// Whether there is only this one, so that it is not read again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub once: bool,
 }
 
 impl Record {
@@ -81,6 +84,7 @@ mod tests {
         let held = HeldObject {
             version: "v".repeat(coffer_provider::Version::MAX_BYTES),
             expires: Some(u64::MAX),
+            once: true,
         };
         let record = Record {
             layout: LAYOUT,

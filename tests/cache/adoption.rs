@@ -17,6 +17,7 @@ fn record(volume: &crate::pods::Volume, version: &str, left: Option<Duration>) -
     let held = HeldObject {
         version: version.into(),
         expires: left.map(|left| (since_1970 + left).as_secs()),
+        once: false,
     };
     Record {
         layout: LAYOUT,

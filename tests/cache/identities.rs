@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use coffer::error::{PublishError, Reason};
+use coffer_provider::Sharing;
 use serde_json::json;
 
 use crate::pods::{AUDIENCE, Account, MINUTE, Node, SECOND, class, class_with, pass, web};
@@ -173,7 +174,7 @@ async fn rule_d4_rule_d5_rule_d6_a_source_gets_the_token_of_its_own_audience() {
         node.spec(class).sources()[0].source.clone()
     };
     let caller = pod
-        .caller(&*source(AUDIENCE))
+        .caller(&*source(AUDIENCE), Sharing::ServiceAccount)
         .map_err(|e| e.to_string())
         .unwrap();
     let sent = caller.token.unwrap();
@@ -182,14 +183,18 @@ async fn rule_d4_rule_d5_rule_d6_a_source_gets_the_token_of_its_own_audience() {
         ("", "the audience is empty"),
         ("sts", "there is no token for the audience \"sts\""),
     ] {
-        let error = pod.caller(&*source(audience)).err().unwrap().to_string();
+        let error = pod
+            .caller(&*source(audience), Sharing::ServiceAccount)
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.starts_with(message), "{error}");
     }
     let without = node.spec(
         json!({"provider": "store", "parameters": {"objects": "db", "identifiedBy": "namespace"}}),
     );
     let caller = pod
-        .caller(&*without.sources()[0].source)
+        .caller(&*without.sources()[0].source, Sharing::ServiceAccount)
         .map_err(|e| e.to_string())
         .unwrap();
     assert!(caller.token.is_none(), "none where none is needed");

@@ -10,6 +10,7 @@
 )]
 
 mod adoption;
+mod answers;
 mod aws;
 mod failures;
 mod identities;

@@ -28,6 +28,8 @@ pub(crate) struct State {
     pub(crate) versions: HashMap<String, u64>,
     /// Accounts (or pods) that may not read an object.
     pub(crate) denied: BTreeSet<(String, String)>,
+    /// Objects that are not there.
+    pub(crate) missing: BTreeSet<String>,
     pub(crate) fetches: Vec<Fetch>,
     pub(crate) looks: Vec<Instant>,
     pub(crate) latency: Duration,
@@ -36,17 +38,45 @@ pub(crate) struct State {
     pub(crate) size: usize,
     /// What a renewal gives; `None`, it is refused.
     pub(crate) renews: Option<Duration>,
+    /// Leases are unknown to it.
+    pub(crate) gone: bool,
     pub(crate) renewals: usize,
-    pub(crate) released: Vec<String>,
+    /// Leases that were given back, and for how long they were left.
+    pub(crate) released: Vec<(String, Duration)>,
+    /// The static role.
+    pub(crate) role: Option<Role>,
     pub(crate) logged_out: Vec<String>,
     leases: usize,
+}
+
+/// A role whose password the store replaces.
+#[derive(Clone, Copy)]
+pub(crate) struct Role {
+    pub(crate) since: Instant,
+    pub(crate) period: Duration,
+    /// How late it does.
+    pub(crate) late: Duration,
+}
+
+impl Role {
+    /// How often the password was replaced.
+    fn version(self) -> u64 {
+        let since = self.since.elapsed().saturating_sub(self.late);
+        since.as_secs() / self.period.as_secs()
+    }
+
+    fn left(self) -> Duration {
+        let next = self.period * u32::try_from(self.version() + 1).unwrap();
+        next.saturating_sub(self.since.elapsed())
+    }
 }
 
 /// The role that a store gives to pods, and not to their account.
 pub(crate) const BOUND_TO_PODS: &str = "bound-to-pods";
 
 /// The store. Clones are the same one. Objects are static values, but for those named `lease…` (an hour,
-/// one for each pod) and `cert…` (a day, shared).
+/// one for each pod), `cert…` (a day, shared), `once…` (another one for whoever asks, one for each pod) and
+/// `role…` (what the store replaces). What stands before a slash is one answer: `lease/user,lease/password`.
 #[derive(Clone, Default)]
 pub(crate) struct Store(Arc<Mutex<State>>);
 
@@ -125,8 +155,17 @@ fn account(identified_by: &IdentifiedBy, caller: &Caller) -> String {
     }
 }
 
+fn answer(name: &str) -> &str {
+    name.split_once('/').map_or(name, |(answer, _)| answer)
+}
+
 impl Reader {
-    fn answer(&self, caller: &Caller, object: &ObjectRef) -> Result<Secret, ProviderError> {
+    fn answer(
+        &self,
+        caller: &Caller,
+        object: &ObjectRef,
+        leases: &mut HashMap<String, usize>,
+    ) -> Result<Secret, ProviderError> {
         let mut state = self.store.state();
         let who = account(&self.identified_by, caller);
         let error = |kind, text: &str| Err(ProviderError::new(kind, text));
@@ -134,6 +173,9 @@ impl Reader {
             return error(ErrorKind::Unavailable, "the store is away");
         }
         let name = object.name.clone();
+        if state.missing.contains(&name) {
+            return error(ErrorKind::NotFound, "there is none");
+        }
         let may = |who: &str| !state.denied.contains(&(who.to_owned(), name.clone()));
         let by_pod = matches!(&self.identified_by, IdentifiedBy::Token { role, .. } if role == BOUND_TO_PODS);
         if !may(&who) || (by_pod && !may(&caller.pod.uid)) {
@@ -149,9 +191,24 @@ impl Reader {
         if name.starts_with("cert") {
             life = Life::Expires(Duration::from_secs(24 * 3600));
         }
-        if name.starts_with("lease") {
+        if let Some(role) = state.role.filter(|_| name.starts_with("role")) {
+            version = role.version().to_string();
+            value = format!("{value} rotated {version}");
+            life = Life::Rotates(role.left());
+        }
+        if name.starts_with("once") {
             state.leases += 1;
-            version = format!("lease-{}", state.leases);
+            version = format!("once-{}", state.leases);
+            value = format!("{value} {version}");
+            sharing = Sharing::Pod;
+            life = Life::Once;
+        }
+        if name.starts_with("lease") {
+            let lease = leases.entry(answer(&name).to_owned()).or_insert_with(|| {
+                state.leases += 1;
+                state.leases
+            });
+            version = format!("lease-{lease}");
             value = format!("{value} {version} for {}", caller.pod.uid);
             sharing = Sharing::Pod;
             life = Life::Leased {
@@ -186,6 +243,10 @@ impl Source for Reader {
         &self.objects
     }
 
+    fn answer_of<'a>(&'a self, object: &'a ObjectRef) -> &'a str {
+        answer(&object.request)
+    }
+
     async fn fetch(
         &self,
         caller: &Caller,
@@ -209,8 +270,11 @@ impl Source for Reader {
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
         }
-        let answers = objects.iter().map(|object| self.answer(caller, object));
-        answers.collect()
+        let mut leases = HashMap::new();
+        let answers = objects.iter();
+        answers
+            .map(|object| self.answer(caller, object, &mut leases))
+            .collect()
     }
 
     async fn versions(&self, caller: &Caller, objects: &[ObjectRef]) -> Vec<Option<Version>> {
@@ -237,6 +301,9 @@ impl Source for Reader {
     async fn renew(&self, _: &Caller, lease: &Lease) -> Result<Life, ProviderError> {
         let mut state = self.store.state();
         state.renewals += 1;
+        if state.gone {
+            return Err(ProviderError::new(ErrorKind::NotFound, "no such lease"));
+        }
         match state.renews {
             Some(duration) if !state.down => Ok(Life::Leased {
                 lease: lease.clone(),
@@ -247,13 +314,18 @@ impl Source for Reader {
         }
     }
 
-    async fn release(&self, _: &Caller, leases: &[Lease]) {
-        let released = leases.iter().map(|lease| lease.expose().to_owned());
+    async fn release(&self, _: &Caller, leases: &[Lease], grace: Duration) {
+        let released = leases
+            .iter()
+            .map(|lease| (lease.expose().to_owned(), grace));
         self.store.state().released.extend(released);
     }
 
     async fn log_out(&self, caller: &Caller) {
-        let who = account(&self.identified_by, caller);
+        let who = match caller.sharing {
+            Sharing::ServiceAccount => account(&self.identified_by, caller),
+            Sharing::Pod => caller.pod.uid.clone(),
+        };
         self.store.state().logged_out.push(who);
     }
 }

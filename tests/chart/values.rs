@@ -62,6 +62,47 @@ fn the_driver_has_every_flag_that_the_chart_gives_it() {
 
 #[test]
 #[ignore = "needs helm: cargo xtask test"]
+fn the_driver_has_the_ca_and_the_version_key_of_the_objects_that_are_named() {
+    let given = [
+        "providers.vault.caConfigMap.name=corporate-ca",
+        "providers.vault.caConfigMap.key=root.pem",
+        "providers.vault.versionKeySecret.name=vault-csi-provider-hmac-key",
+    ];
+    let release = Objects::of("default", NEW, &given);
+    let config = config(&release);
+    let driver = release.container("secrets-store");
+    for (volume, kind, field, name, key, file) in [
+        (
+            "vault-ca",
+            "configMap",
+            "name",
+            "corporate-ca",
+            "root.pem",
+            config.vault.vault_tls_ca_cert,
+        ),
+        (
+            "vault-version-key",
+            "secret",
+            "secretName",
+            "vault-csi-provider-hmac-key",
+            "key",
+            config.vault.vault_version_key_file,
+        ),
+    ] {
+        let find = |list: &'_ [Value]| list.iter().find(|one| one["name"] == volume).cloned();
+        let mount = find(list(&driver["volumeMounts"])).expect("a mount");
+        assert_eq!(mount["readOnly"], true, "{volume}");
+        let source = &find(list(&release.pod()["volumes"])).expect("a volume")[kind];
+        assert_eq!(source[field], name);
+        let item = &source["items"][0];
+        assert_eq!(item["key"], key);
+        let path = format!("{}/{}", text(&mount["mountPath"]), text(&item["path"]));
+        assert_eq!(file.as_deref(), Some(path.as_ref()), "{volume}");
+    }
+}
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
 fn tokens_are_taken_from_where_this_cluster_puts_them() {
     for (set, kubernetes, given, flag, field) in [
         ("tokens", OLD, "", "context", Value::Null),

@@ -203,6 +203,7 @@ fn rule_o1_a_damaged_value_is_taken_apart_or_refused_and_never_quoted() {
             SystemTime::now() + Duration::from_secs(3600),
         )),
         further_tokens: Default::default(),
+        sharing: coffer_provider::Sharing::ServiceAccount,
         secrets: Default::default(),
     };
     let canary = "hunter2hunter2";

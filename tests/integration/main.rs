@@ -45,6 +45,9 @@ mod many;
 mod moving_over;
 mod privileges;
 mod publish;
+#[allow(dead_code, reason = "the tests of the provider need more of it")]
+#[path = "../../providers/vault/tests/vault/rabbitmq.rs"]
+mod rabbitmq;
 mod redaction;
 mod render;
 mod republish;
@@ -58,3 +61,7 @@ mod stand_in;
 mod statuses;
 mod superset;
 mod vault;
+mod vault_counted;
+mod vault_hostile;
+mod vault_identities;
+mod vault_outage;

@@ -1,5 +1,7 @@
 //! Secrets of a real OpenBao, from the kubelet's call to the file.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use coffer::fake_kubelet::PodVolume;
@@ -7,10 +9,11 @@ use serde_json::json;
 use tonic::Code;
 
 use crate::bao::Bao;
-use crate::harness::{Node, mounts, pod};
+use crate::harness::{Node, eventually, mounts, pod};
+use crate::stand_in::{Say, StandIn};
 
-/// A volume of pod `name`, with a token that OpenBao takes for one of the API server's.
-fn volume(bao: &Bao, name: &str, account: &str) -> PodVolume {
+/// A volume of pod `name` with the class `bao`, and a token that OpenBao takes for one of the API server's.
+pub(crate) fn volume(bao: &Bao, name: &str, account: &str) -> PodVolume {
     let mut pod = pod(name);
     pod.service_account.name = account.into();
     let now = SystemTime::now();
@@ -31,6 +34,60 @@ fn volume(bao: &Bao, name: &str, account: &str) -> PodVolume {
     let mut volume = PodVolume::of_class(pod, "bao");
     volume.bring_token("vault", &token, expires);
     volume
+}
+
+/// A node whose classes may ask OpenBao, or what stands before it, and what that may be.
+pub(crate) async fn node_with(address: &str, flags: &[&str]) -> Node {
+    let allowed = format!("--vault-address={address}");
+    let default = format!("--vault-addr={address}");
+    let mut all = vec![allowed.as_str(), default.as_str(), "--vault-mount=jwt"];
+    all.extend(flags);
+    Node::start_with(&all).await
+}
+
+/// Writes a class of the role `role` with these fields and objects, each on a line of its own.
+pub(crate) fn class(node: &Node, name: &str, role: &str, fields: &str, objects: &[&str]) {
+    let objects: String = objects
+        .iter()
+        .map(|object| format!("\n    - {{{object}}}"))
+        .collect();
+    node.folders.class(
+        name,
+        &format!(
+            "provider: vault\n{fields}\nparameters:\n  roleName: {role}\n  objects: |{objects}"
+        ),
+    );
+}
+
+/// The same volume with another class.
+pub(crate) fn of_class(mut volume: PodVolume, class: &str) -> PodVolume {
+    let class = ("secretProviderClass".into(), class.into());
+    volume.attributes.extend([class]);
+    volume
+}
+
+/// Makes a role for ServiceAccount `account` of the Namespace `shop`.
+pub(crate) async fn role_for(bao: &Bao, role: &str, account: &str, more: serde_json::Value) {
+    let mut fields = json!({"bound_subject": format!("system:serviceaccount:shop:{account}")});
+    for (name, value) in more.as_object().unwrap() {
+        fields[name] = value.clone();
+    }
+    bao.put(&format!("auth/jwt/role/{role}"), bao.role(fields))
+        .await;
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn vault_3_a_class_of_another_namespace_is_none() {
+    let bao = Bao::start().await;
+    let node = node_with(&bao.url(), &[]).await;
+    let spec = "provider: vault\nparameters: {roleName: shop, objects: '- {objectName: a, secretPath: secret/data/a}'}";
+    node.folders
+        .class_with("name: bao, namespace: other", "other", spec);
+    let status = node.kubelet.publish(&volume(&bao, "a", "web")).await;
+    let status = status.unwrap_err();
+    assert!(status.message().starts_with("ClassNotFound"), "{status}");
+    assert_eq!(bao.tokens().await, 0);
 }
 
 #[tokio::test]
@@ -82,4 +139,55 @@ async fn a_secret_of_openbao_is_mounted_for_its_account_and_rotated() {
         node.kubelet.unpublish(volume).await.unwrap();
     }
     assert!(!node.log().contains("battery-staple") && !node.log().contains("correct-horse"));
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn what_a_store_tells_is_in_the_volume_long_before_the_next_look() {
+    // A stand-in of our own for Vault Enterprise, which has events.
+    let (events, _) = tokio::sync::broadcast::channel(16);
+    let (told, version) = (events.clone(), Arc::new(AtomicU64::new(1)));
+    let present = version.clone();
+    let store = StandIn::after_login(move |seen| {
+        let number = present.load(Ordering::SeqCst);
+        let created = "2026-01-01T00:00:00Z";
+        match seen.path.as_str() {
+            path if path.contains("/events/") => Say::Events(told.clone()),
+            path if path.contains("/ui/mounts/") => Say::Json(
+                200,
+                json!({"data": {"path": "secret/", "type": "kv", "options": {"version": "2"}}}),
+            ),
+            "/v1/secret/metadata/shop" => Say::Json(
+                200,
+                json!({"data": {"current_version": number,
+                    "versions": {number.to_string(): {"created_time": created, "deletion_time": "", "destroyed": false}}}}),
+            ),
+            _ => Say::Json(
+                200,
+                json!({"data": {"data": {"value": format!("v{number}")},
+                    "metadata": {"version": number, "created_time": created}}}),
+            ),
+        }
+    })
+    .await;
+    let node = node_with(&store.url(), &["--vault-events"]).await;
+    let object = "objectName: a, secretPath: secret/data/shop, secretKey: value";
+    class(&node, "bao", "web", "refresh: {interval: 1h}", &[object]);
+    let bao_of_nobody = Bao::start().await;
+    let volume = volume(&bao_of_nobody, "a", "web");
+    node.kubelet.publish(&volume).await.unwrap();
+    let subscribed = || {
+        store
+            .seen()
+            .iter()
+            .any(|seen| seen.path.contains("/events/"))
+    };
+    eventually("the events are followed", subscribed).await;
+    for number in 2..5_u64 {
+        version.store(number, Ordering::SeqCst);
+        let event = json!({"data": {"event": {"metadata": {"path": "secret/data/shop", "modified": "true"}}}});
+        events.send(event.to_string()).unwrap();
+        node.eventually_reads(&volume, "a", format!("v{number}").as_bytes())
+            .await;
+    }
 }

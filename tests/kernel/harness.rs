@@ -154,6 +154,7 @@ pub(crate) fn record(version: &str) -> Record {
     let held = HeldObject {
         version: version.to_owned(),
         expires: None,
+        once: false,
     };
     Record {
         layout: LAYOUT,

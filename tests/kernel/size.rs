@@ -126,6 +126,7 @@ fn largest_record(version: u8) -> Record {
     let held = HeldObject {
         version: format!("{version:0>128}"),
         expires: Some(u64::MAX),
+        once: true,
     };
     Record {
         layout: LAYOUT,

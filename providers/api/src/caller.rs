@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{SecretBytes, ServiceAccountToken};
+use crate::{SecretBytes, ServiceAccountToken, Sharing};
 
 /// A pod, in the words of the kubelet (`podInfoOnMount`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +36,9 @@ pub struct Caller {
     pub token: Option<ServiceAccountToken>,
     /// Those of its tokens for [`crate::Source::further_audiences`] that there are, by audience.
     pub further_tokens: BTreeMap<String, ServiceAccountToken>,
+    /// Who may use what the store gives the caller to be known by: every pod of the ServiceAccount, or
+    /// this one alone, where the store tells the pods of an account apart.
+    pub sharing: Sharing,
     /// The data of the Secret that the volume's `nodePublishSecretRef` names.
     pub secrets: BTreeMap<String, SecretBytes>,
 }

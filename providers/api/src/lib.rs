@@ -20,6 +20,7 @@ pub mod testing;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::Stream;
@@ -70,6 +71,12 @@ pub trait Source: Send + Sync {
         object.names(file)
     }
 
+    /// Objects for which this is the same text are taken out of one answer of the store. They are always
+    /// read together, so that no volume has a user of one answer with the password of another.
+    fn answer_of<'a>(&'a self, object: &'a ObjectRef) -> &'a str {
+        &object.request
+    }
+
     /// Reads `objects` as `caller`: one answer for each, in the same order.
     ///
     /// A batch is one call so that a store which reads many in one request can do so. One object that
@@ -105,8 +112,9 @@ pub trait Source: Send + Sync {
         ))
     }
 
-    /// Gives back leases that nobody uses any more. Best effort: a store ends them by itself in time.
-    async fn release(&self, _caller: &Caller, _leases: &[Lease]) {}
+    /// Gives back leases that nobody will use any more after `grace`: by then they have ended, even if
+    /// this process has, where the store can do that. Best effort: a store ends them by itself in time.
+    async fn release(&self, _caller: &Caller, _leases: &[Lease], _grace: Duration) {}
 
     /// Ends and forgets what the store gave the caller to be known by: no pod of its identity is left
     /// on the node. Best effort, as [`Self::release`].

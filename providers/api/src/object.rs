@@ -71,6 +71,12 @@ pub enum Life {
     Static,
     /// Until it ends by itself, such as a certificate.
     Expires(Duration),
+    /// Until the store itself puts another one in its place, after this time, such as the password of a
+    /// static role: there is no other one before, and there may be none for a moment after.
+    Rotates(Duration),
+    /// For good, and there is only this one: who asks again is given another one, or none. It is not read
+    /// again while a volume has it, unless the author of the class wants it to be.
+    Once,
     /// For as long as the store is asked to keep it.
     Leased {
         /// What to renew and to release it by.
@@ -85,6 +91,12 @@ pub enum Life {
 /// A store's handle of a lease. Whoever holds it can end the lease, so it is not shown.
 #[derive(Clone)]
 pub struct Lease(SecretBytes);
+
+impl PartialEq for Lease {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.expose() == other.0.expose()
+    }
+}
 
 impl Lease {
     /// Takes the store's handle over.

@@ -56,6 +56,16 @@ impl Call {
         }
     }
 
+    /// Follows what is written and deleted in KV mounts, as JSON. Vault Enterprise has it.
+    pub(crate) fn events() -> Self {
+        Self {
+            method: RequestMethod::GET,
+            path: "sys/events/subscribe/kv*".to_owned(),
+            query: Some("json=true".to_owned()),
+            body: None,
+        }
+    }
+
     /// Prolongs a lease, or leaves it the rest of life that `increment` says, in seconds from now.
     pub(crate) fn renew_lease(id: &str, increment: u64) -> Result<Self, ClientError> {
         #[derive(Serialize)]

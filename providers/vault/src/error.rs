@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use coffer_provider::{ErrorKind, ProviderError};
+use http::StatusCode;
 
 use crate::answer::{Object, is_json};
 use crate::http::Reply;
@@ -68,6 +69,17 @@ pub(crate) fn login(path: &str, role: &str, audience: &str, reply: &Reply) -> Pr
         }
         _ => common(path, reply, &words),
     }
+}
+
+/// A request for events that was not answered with them.
+pub(crate) fn no_events(status: StatusCode) -> ProviderError {
+    let kind = match status.as_u16() {
+        403 => ErrorKind::PermissionDenied,
+        429 | 500.. => ErrorKind::Unavailable,
+        _ => ErrorKind::NotFound,
+    };
+    let status = status.as_u16();
+    ProviderError::new(kind, format!("the store tells no events: status {status}"))
 }
 
 /// Statuses that mean the same whatever was asked for.

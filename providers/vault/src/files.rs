@@ -1,13 +1,10 @@
-//! What becomes of an answer: files, a version, and how long they are good. Pure but for the clock.
+//! What becomes of an answer: files, and how long they are good. Pure but for the clock.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE;
 use coffer_provider::{
-    ErrorKind, Format, Lease, Life, ProviderError, Secret, SecretBytes, SecretFile, Sharing,
-    Version,
+    ErrorKind, Format, Lease, Life, ProviderError, Secret, SecretFile, Sharing, Version,
 };
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
@@ -17,8 +14,10 @@ use crate::error::unreadable;
 use crate::lease::LeaseHandle;
 use crate::object::{Key, Object, Request, Selection};
 use crate::path::check_name;
+use crate::ssh;
 use crate::tls::hex;
 use crate::token::StoreToken;
+use crate::version::{VersionKey, kv_version};
 
 /// One answer of the store, with what is known about where it came from.
 pub(crate) struct Answer {
@@ -45,51 +44,6 @@ fn lease_id(envelope: &Json<'_>) -> Option<Zeroizing<String>> {
 
 /// Where the key of a certificate is, be it the store's or the node's.
 const PRIVATE_KEY: &str = "private_key";
-
-/// How versions are made where the store has none.
-pub(crate) struct VersionKey {
-    key: aws_lc_rs::hmac::Key,
-    /// The administrator's: versions are those of vault-csi-provider.
-    pub(crate) configured: bool,
-}
-
-impl VersionKey {
-    pub(crate) fn new(configured: Option<&SecretBytes>) -> Self {
-        let random;
-        let bytes = match configured {
-            Some(bytes) => bytes.expose(),
-            None => {
-                let mut fresh = Zeroizing::new([0; 32]);
-                aws_lc_rs::rand::fill(&mut *fresh).expect("the system has random numbers");
-                random = fresh;
-                &*random
-            }
-        };
-        Self {
-            key: aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, bytes),
-            configured: configured.is_some(),
-        }
-    }
-
-    fn of(&self, object: &Object, files: &[SecretFile]) -> String {
-        let mut hmac = aws_lc_rs::hmac::Context::with_key(&self.key);
-        hmac.update(object.version_prefix.as_bytes());
-        match files {
-            [file] if file.name == object.name => hmac.update(file.bytes.expose()),
-            files => {
-                for file in files {
-                    // Lengths keep one file's end from being another's beginning.
-                    hmac.update(
-                        format!("{}:{}:{}:", file.name.len(), file.name, file.bytes.len())
-                            .as_bytes(),
-                    );
-                    hmac.update(file.bytes.expose());
-                }
-            }
-        }
-        URL_SAFE.encode(hmac.sign())
-    }
-}
 
 /// Takes an object out of the answer to its request.
 pub(crate) fn secret(
@@ -131,12 +85,6 @@ pub(crate) fn secret(
         life,
         sharing,
     })
-}
-
-/// The version of KV v2 as this provider writes it: a number alone starts again when a secret is
-/// deleted with all its history and written anew.
-pub(crate) fn kv_version(number: u64, created: &str) -> String {
-    format!("{number}@{created}")
 }
 
 struct Reader<'a> {
@@ -321,7 +269,17 @@ impl Reader<'_> {
                 .text("serial_number")
                 .map(|serial| serial.to_string());
         }
-        None
+        // The `ttl` beside it counts down: that is no other secret.
+        self.rotates()?;
+        let rotated = self.data.text("last_vault_rotation")?;
+        Some(format!("rotated {}", *rotated))
+    }
+
+    /// How long until the store changes the password of a static role.
+    fn rotates(&self) -> Option<Duration> {
+        let mut names = ["rotation_period", "rotation_schedule"].iter();
+        names.find(|name| self.data.get(name).is_some())?;
+        self.data.seconds("ttl")
     }
 
     /// How long it is good, and for whom: what was made for one pod is not another's.
@@ -348,26 +306,28 @@ impl Reader<'_> {
         }
         if self.is_certificate() {
             let end = self.data.seconds("expiration").unwrap_or_default();
-            let now = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default();
-            return (Life::Expires(end.saturating_sub(now)), Sharing::Pod);
+            return (Life::Expires(until(end)), Sharing::Pod);
         }
-        let rotates = ["rotation_period", "rotation_schedule"]
-            .iter()
-            .any(|name| self.data.get(name).is_some());
-        if let (true, Some(ttl)) = (rotates, self.data.seconds("ttl")) {
-            // Just after the store has changed the password.
-            return (
-                Life::Expires(ttl + Duration::from_secs(1)),
-                Sharing::ServiceAccount,
-            );
+        if let Some(left) = self.rotates() {
+            return (Life::Rotates(left), Sharing::ServiceAccount);
         }
-        let sharing = match self.answer.request.method.writes() {
-            true => Sharing::Pod,
-            false => Sharing::ServiceAccount,
+        if !self.answer.request.method.writes() {
+            return (Life::Static, Sharing::ServiceAccount);
+        }
+        let signed_key = self.data.text("signed_key");
+        let ends = signed_key
+            .and_then(|key| ssh::ends(&key))
+            .map(Duration::from_secs);
+        let left = self
+            .data
+            .seconds("secret_id_ttl")
+            .filter(|ttl| !ttl.is_zero());
+        let life = match ends.map(until).or(left) {
+            Some(left) => Life::Expires(left),
+            // What a write makes is made once: the next one would make another, or find nothing left.
+            None => Life::Once,
         };
-        (Life::Static, sharing)
+        (life, Sharing::Pod)
     }
 
     /// A KV secret may have a key called certificate, too, but it is not asked for with PUT.
@@ -416,6 +376,12 @@ impl Reader<'_> {
             &format!("what is there for {name} {what}"),
         )
     }
+}
+
+/// How long it is until a time that is counted from 1970.
+fn until(end: Duration) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    end.saturating_sub(now.unwrap_or_default())
 }
 
 fn into_bytes(mut text: Zeroizing<String>) -> Zeroizing<Vec<u8>> {

@@ -8,12 +8,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use coffer_provider::{ErrorKind, ProviderError};
-use http::header::{HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use http::header::{
+    CONNECTION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT,
+    SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use http::uri::PathAndQuery;
-use http::{Method, Request, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -21,6 +29,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustify::Endpoint;
 use rustls::pki_types::ServerName;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use url::Url;
 use zeroize::Zeroizing;
 
@@ -163,6 +172,55 @@ impl Connection {
         Ok(reply)
     }
 
+    /// Turns a request into a connection of another kind: a WebSocket whose handshake is done.
+    pub(crate) async fn open(
+        &self,
+        call: &impl Endpoint,
+        headers: &Headers,
+    ) -> Result<Upgraded, ProviderError> {
+        let mut request = self.request(call)?;
+        headers.put_into(request.headers_mut())?;
+        let (key, accept) = handshake();
+        for (name, value) in [
+            (CONNECTION, HeaderValue::from_static("Upgrade")),
+            (UPGRADE, HeaderValue::from_static("websocket")),
+            (SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
+            (SEC_WEBSOCKET_KEY, key),
+        ] {
+            request.headers_mut().insert(name, value);
+        }
+        for _ in 0..=self.rules.settings.limits.redirects {
+            let limit = self.rules.settings.limits.attempt;
+            let asked = timeout(limit, self.ask_for_socket(request.clone()));
+            let answer = asked.await.map_err(|_| self.late())??;
+            let status = answer.status();
+            if status == StatusCode::SWITCHING_PROTOCOLS {
+                if answer.headers().get(SEC_WEBSOCKET_ACCEPT) != Some(&accept) {
+                    return Err(self.refused("does not speak WebSocket as it has to"));
+                }
+                let upgraded = hyper::upgrade::on(answer).await;
+                return upgraded.map_err(|error| error::transport(self.origin.as_str(), &error));
+            }
+            let location = answer
+                .headers()
+                .get(LOCATION)
+                .filter(|_| status.is_redirection());
+            let Some(location) = location else {
+                return Err(error::no_events(status));
+            };
+            *request.uri_mut() = self.target(request.uri(), location)?;
+        }
+        Err(self.refused("redirects too often"))
+    }
+
+    async fn ask_for_socket(
+        &self,
+        request: Request<Bytes>,
+    ) -> Result<Response<Incoming>, ProviderError> {
+        let _turn = self.gate.acquire().await;
+        self.exchange_head(request).await
+    }
+
     /// One request, and the places it is sent on to.
     async fn follow(&self, mut request: Request<Bytes>) -> Result<Reply, ProviderError> {
         for _ in 0..=self.rules.settings.limits.redirects {
@@ -210,24 +268,33 @@ impl Connection {
     async fn attempt(&self, request: Request<Bytes>) -> Result<Reply, ProviderError> {
         let _turn = self.gate.acquire().await;
         let limit = self.rules.settings.limits.attempt;
-        match tokio::time::timeout(limit, self.exchange(request)).await {
-            Ok(reply) => reply,
-            Err(_) => Err(ProviderError::new(
-                ErrorKind::DeadlineExceeded,
-                format!("{} did not answer within {limit:?}", self.origin),
-            )),
-        }
+        let answered = timeout(limit, self.exchange(request)).await;
+        answered.unwrap_or_else(|_| Err(self.late()))
     }
 
-    async fn exchange(&self, request: Request<Bytes>) -> Result<Reply, ProviderError> {
+    fn late(&self) -> ProviderError {
+        let limit = self.rules.settings.limits.attempt;
+        let problem = format!("{} did not answer within {limit:?}", self.origin);
+        ProviderError::new(ErrorKind::DeadlineExceeded, problem)
+    }
+
+    /// Sends a request, and reads the answer to the end of its head.
+    async fn exchange_head(
+        &self,
+        request: Request<Bytes>,
+    ) -> Result<Response<Incoming>, ProviderError> {
         if let Some(what) = self.literal_refused() {
             return Err(error::transport(self.origin.as_str(), &what));
         }
+        let answer = self.client.request(request.map(Full::new)).await;
+        answer.map_err(|error| error::transport(self.origin.as_str(), &error))
+    }
+
+    async fn exchange(&self, request: Request<Bytes>) -> Result<Reply, ProviderError> {
         let lost = |error: &(dyn std::error::Error + 'static)| {
             error::transport(self.origin.as_str(), error)
         };
-        let reply = self.client.request(request.map(Full::new)).await;
-        let (parts, mut incoming) = reply.map_err(|error| lost(&error))?.into_parts();
+        let (parts, mut incoming) = self.exchange_head(request).await?.into_parts();
         let limit = self.rules.settings.limits.body;
         let mut chunks: Vec<Bytes> = Vec::new();
         let mut length = 0;
@@ -264,4 +331,16 @@ impl Connection {
         }
         address::refused(ip, &self.rules.settings.node_addresses).map(RefusedAddress)
     }
+}
+
+/// The key of a WebSocket handshake, and what proves that it was understood (RFC 6455, 1.3).
+fn handshake() -> (HeaderValue, HeaderValue) {
+    let mut nonce = [0; 16];
+    // It keeps caches from answering, and no secret; without randomness it does so less well.
+    let _ = aws_lc_rs::rand::fill(&mut nonce);
+    let key = STANDARD.encode(nonce);
+    let understood = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let accept = STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, understood.as_bytes()));
+    let value = |text: String| HeaderValue::try_from(text).expect("base64 is a header");
+    (value(key), value(accept))
 }

@@ -1,5 +1,6 @@
 //! Leases: what the driver is given to name one by, and what a renewal says.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use coffer_provider::{Caller, ErrorKind, Lease, Life, ProviderError};
@@ -90,9 +91,16 @@ fn refusal(reply: &Reply) -> ProviderError {
     }
 }
 
-/// Gives leases back. What everybody may do is to leave a lease one second more; where it cannot be
-/// renewed, only those may end it whose policy says so.
-pub(crate) async fn release(login: &Login, namespace: &str, caller: &Caller, leases: &[Lease]) {
+/// Gives leases back, to end after `grace`. What everybody may do is to renew a lease for as long as
+/// that, which the store keeps to by itself; where it cannot be renewed, only those may end it whose
+/// policy says so, and somebody has to wait until then.
+pub(crate) async fn release(
+    login: &Arc<Login>,
+    namespace: &str,
+    caller: &Caller,
+    leases: &[Lease],
+    grace: Duration,
+) {
     let Ok(token) = login.token(caller).await else {
         debug!("leases are left to end by themselves: there is no token to end them with");
         return;
@@ -100,19 +108,45 @@ pub(crate) async fn release(login: &Login, namespace: &str, caller: &Caller, lea
     let headers = token.headers(namespace);
     let ends = leases.iter().filter_map(LeaseHandle::of).map(|handle| {
         let headers = &headers;
-        async move { end(login, headers, &handle.id).await }
+        async move {
+            if is_done(
+                login,
+                Call::renew_lease(&handle.id, grace.as_secs().max(1)),
+                headers,
+            )
+            .await
+            {
+                return;
+            }
+            let (login, headers) = (login.clone(), headers.clone());
+            let revoke = async move {
+                tokio::time::sleep(grace).await;
+                is_done(&login, Call::revoke_lease(&handle.id), &headers).await
+            };
+            match grace.is_zero() {
+                true => drop(revoke.await),
+                false => drop(tokio::spawn(revoke)),
+            }
+        }
     });
     join_all(ends).await;
 }
 
-/// Ends one lease.
+/// Ends one lease at once.
 pub(crate) async fn end(login: &Login, headers: &Headers, id: &str) {
-    let calls = [Call::renew_lease(id, 1), Call::revoke_lease(id)];
-    for call in calls.into_iter().flatten() {
-        match login.store.connection.call(&call, headers).await {
-            Ok(reply) if reply.status.is_success() => return,
-            Ok(_) => {}
-            Err(error) => return debug!(%error, "a lease is left to end by itself"),
+    if !is_done(login, Call::renew_lease(id, 1), headers).await {
+        is_done(login, Call::revoke_lease(id), headers).await;
+    }
+}
+
+/// Makes a call that may fail: a lease ends by itself in the end.
+async fn is_done(login: &Login, call: Result<Call, ClientError>, headers: &Headers) -> bool {
+    let Ok(call) = call else { return false };
+    match login.store.connection.call(&call, headers).await {
+        Ok(reply) => reply.status.is_success(),
+        Err(error) => {
+            debug!(%error, "a lease is left to end by itself");
+            false
         }
     }
 }

@@ -8,8 +8,19 @@
 //! The way of a read: `parameters.rs`, `object.rs` and `path.rs` check the class against `settings.rs`,
 //! `source.rs` asks each request once, with a `token.rs` that `login.rs` got, over `http.rs` to a place
 //! that `address.rs`, `resolver.rs` and `tls.rs` allow. `mounts.rs` knows what kind of engine answered,
-//! `answer.rs` takes the answer apart, `files.rs` makes files, a version and a life of it, `error.rs`
-//! sentences where there are none. `lease.rs` keeps leases alive; `pki.rs` makes keys that stay here.
+//! `answer.rs` takes the answer apart, `files.rs` and `version.rs` make files, a version and a life of it, `error.rs`
+//! sentences where there are none. `lease.rs` keeps leases alive; `pki.rs` makes keys that stay here; `events.rs`
+//! hears of changes.
+//!
+//! # How long an answer is good
+//!
+//! | answer | is read again |
+//! | --- | --- |
+//! | KV, and whatever else a GET gives | by the class's `refresh` |
+//! | with a lease | when it cannot be renewed any more; it is renewed at 60 to 70 % of its life |
+//! | a certificate, a signed SSH key, a secret id with a TTL | at 60 to 70 % of its life |
+//! | of a static role | just after the store has changed the password |
+//! | of any other PUT or POST, such as an unwrapped value | never: the next one would be another |
 //!
 //! # What a class may say besides
 //!
@@ -28,7 +39,7 @@
 //! # Versions
 //!
 //! They follow the data and never are a plain hash of it, which could be guessed back. With
-//! [`Settings::version_key`] they are those of vault-csi-provider. Without it they are the store's own
+//! [`Settings::version_key_file`] they are those of vault-csi-provider. Without it they are the store's own
 //! words: number and time of a KV v2 version, the serial number of a certificate, a digest of the
 //! (random) id of a lease. What is left, such as KV v1, has a hash with a key that lives as long as the
 //! process: after a restart the version is another one, though the files are not.
@@ -37,6 +48,7 @@ mod address;
 mod answer;
 mod calls;
 mod error;
+mod events;
 mod files;
 mod gojson;
 mod headers;
@@ -51,9 +63,11 @@ mod pki;
 mod resolver;
 mod settings;
 mod source;
+mod ssh;
 mod store;
 mod tls;
 mod token;
+mod version;
 
 use std::sync::Arc;
 

@@ -1,10 +1,12 @@
-//! The store's tokens: one for each identity, for as long as a pod of it is on the node.
+//! The store's tokens: one for each identity, for as long as a pod of it is on the node. An identity is a
+//! ServiceAccount, or a pod of it where the class says so.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use coffer_provider::{Caller, ErrorKind, ProviderError, ServiceAccountToken};
+use coffer_provider::{Caller, ErrorKind, ProviderError, ServiceAccountToken, Sharing};
 use http::StatusCode;
 use tracing::{debug, warn};
 use vaultrs::api::auth::kubernetes::requests::LoginWithKubernetesRequest;
@@ -14,6 +16,7 @@ use vaultrs::api::token::requests::{
 use zeroize::Zeroize as _;
 
 use crate::error;
+use crate::events::Feed;
 use crate::headers::{Headers, inline_headers};
 use crate::http::Reply;
 use crate::parameters::Class;
@@ -32,6 +35,8 @@ pub(crate) struct LoginKey {
     namespace: String,
     service_account: String,
     uid: Option<String>,
+    /// The pod, where each is logged in by itself.
+    pod: Option<String>,
 }
 
 impl LoginKey {
@@ -43,6 +48,10 @@ impl LoginKey {
             namespace: caller.pod.namespace.clone(),
             service_account: caller.pod.service_account.name.clone(),
             uid: caller.pod.service_account.uid.clone(),
+            pod: match caller.sharing {
+                Sharing::ServiceAccount => None,
+                Sharing::Pod => Some(caller.pod.uid.clone()),
+            },
         }
     }
 }
@@ -100,6 +109,10 @@ pub(crate) struct Login {
     state: tokio::sync::Mutex<State>,
     /// Mounts whose metadata the policy keeps to itself.
     no_metadata: Mutex<HashSet<String>>,
+    /// By namespace, for as long as somebody follows them.
+    feeds: Mutex<HashMap<String, Weak<Feed>>>,
+    /// The store has no events for this login.
+    pub(crate) tells_nothing: AtomicBool,
 }
 
 #[derive(Default)]
@@ -123,7 +136,22 @@ impl Login {
             inline: class.inline_auth,
             state: tokio::sync::Mutex::default(),
             no_metadata: Mutex::default(),
+            feeds: Mutex::default(),
+            tells_nothing: AtomicBool::default(),
         }
+    }
+
+    /// The events of a namespace, which `caller` may follow. Needs a tokio runtime.
+    pub(crate) fn feed(self: &Arc<Self>, namespace: &str, caller: &Caller) -> Arc<Feed> {
+        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(feed) = feeds.get(namespace).and_then(Weak::upgrade) {
+            return feed;
+        }
+        let namespace = namespace.to_owned();
+        let feed = Feed::start(self.clone(), namespace.clone(), caller.clone());
+        let feed = Arc::new(feed);
+        feeds.insert(namespace, Arc::downgrade(&feed));
+        feed
     }
 
     /// Whether the role is known not to see the metadata of a mount.

@@ -29,6 +29,14 @@ pub(crate) struct Request {
     pub(crate) key: Option<KeyKind>,
 }
 
+impl Request {
+    /// One text for all objects that are taken out of its answer. The namespace of the read is not in the
+    /// identity, so it is in here.
+    pub(crate) fn canonical(&self, namespace: &str) -> String {
+        serde_json::to_string(&(namespace, self)).expect("maps with text as keys are JSON")
+    }
+}
+
 /// How a store may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub(crate) enum Method {

@@ -42,8 +42,8 @@ impl Flavour {
     }
 }
 
-/// The administrator's settings. Not `Debug`: there may be a key in it.
-#[derive(Clone)]
+/// The administrator's settings: no secrets, but files of them.
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Whose parameters are read.
     pub flavour: Flavour,
@@ -74,9 +74,12 @@ pub struct Settings {
     pub client_certificate: Option<ClientCertificate>,
     /// Addresses of this node that its interfaces do not show: the host's, seen from a pod.
     pub node_addresses: Vec<IpAddr>,
-    /// Makes `objectVersion`s as the vault-csi-provider does. Without it they are the store's own words
-    /// where it has some, and otherwise hold for the life of the process.
-    pub version_key: Option<SecretBytes>,
+    /// A file with the key that vault-csi-provider keeps in the Secret `vault-csi-provider-hmac-key`, read
+    /// once, at start: `objectVersion`s are made as there. Without it they are the store's own words where
+    /// it has some, and otherwise hold for the life of the process.
+    pub version_key_file: Option<PathBuf>,
+    /// Whether stores are asked to tell of changes (Vault Enterprise's events).
+    pub events: bool,
     /// How much one answer may cost.
     pub limits: Limits,
 }
@@ -97,7 +100,8 @@ impl Default for Settings {
             ca_files: Vec::new(),
             client_certificate: None,
             node_addresses: Vec::new(),
-            version_key: None,
+            version_key_file: None,
+            events: false,
             limits: Limits::default(),
         }
     }
@@ -154,8 +158,9 @@ pub(crate) struct Rules {
     pub(crate) allowed: Vec<Origin>,
     pub(crate) ca: Option<tls::Ca>,
     pub(crate) client: Option<Arc<tls::Client>>,
-    /// What the files that classes may name hold.
+    /// What the files that classes may name hold; the CA of those that name none is one of them.
     pub(crate) ca_files: BTreeMap<PathBuf, tls::Ca>,
+    pub(crate) version_key: Option<SecretBytes>,
 }
 
 impl Rules {
@@ -176,7 +181,7 @@ impl Rules {
             ))
         })?;
         let ca = |path: &PathBuf| tls::Ca::from_pem(&read(path)?).map_err(|e| wrong(path, e));
-        let ca_files = settings.ca_files.iter();
+        let ca_files = settings.ca_files.iter().chain(&settings.ca_file);
         let ca_files = ca_files.map(|path| Ok((path.clone(), ca(path)?)));
         let client = match &settings.client_certificate {
             None => None,
@@ -185,7 +190,13 @@ impl Rules {
                 Some(Arc::new(client.map_err(|e| wrong(certificate, e))?))
             }
         };
+        let version_key = settings.version_key_file.as_ref();
+        let version_key = version_key.map(|path| match read(path)? {
+            key if key.is_empty() => Err(wrong(path, "must hold a key, and is empty")),
+            key => Ok(SecretBytes::from(key)),
+        });
         Ok(Self {
+            version_key: version_key.transpose()?,
             ca: settings.ca_file.as_ref().map(ca).transpose()?,
             ca_files: ca_files.collect::<Result<_, _>>()?,
             client,

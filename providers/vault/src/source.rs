@@ -1,10 +1,12 @@
 //! One class at its store: each distinct request once, however many objects are made of its answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use coffer_provider::{
-    Caller, ErrorKind, IdentifiedBy, Lease, Life, ObjectRef, ProviderError, Secret, Source, Version,
+    Caller, Changes, ErrorKind, IdentifiedBy, Lease, Life, ObjectRef, ProviderError, Secret,
+    Source, Version,
 };
 use futures_util::future::join_all;
 use http::StatusCode;
@@ -13,7 +15,8 @@ use vaultrs::api::kv2::requests::ReadSecretMetadataRequest;
 use crate::answer::Object as Json;
 use crate::calls::Call;
 use crate::error;
-use crate::files::{self, Answer, kv_version};
+use crate::events;
+use crate::files::{self, Answer};
 use crate::http::Reply;
 use crate::lease;
 use crate::login::{Denial, Login, LoginKey};
@@ -23,12 +26,15 @@ use crate::parameters::Class;
 use crate::pki::NodeKey;
 use crate::store::Stores;
 use crate::token::StoreToken;
+use crate::version::kv_version;
 
 /// A class and the store it asks.
 pub(crate) struct VaultSource {
     class: Class,
     identified_by: IdentifiedBy,
     references: Vec<ObjectRef>,
+    /// For each of them, what the store is asked.
+    answers: Vec<String>,
     stores: Arc<Stores>,
 }
 
@@ -38,7 +44,10 @@ impl VaultSource {
             .objects
             .iter()
             .map(|object| object.reference(&class.namespace));
+        let answers = class.objects.iter();
+        let answers = answers.map(|object| object.request.canonical(&class.namespace));
         Self {
+            answers: answers.collect(),
             references: references.collect(),
             identified_by: class.identified_by(),
             class,
@@ -53,8 +62,12 @@ impl VaultSource {
         LoginKey::new(store, &self.class, caller)
     }
 
+    fn position(&self, reference: &ObjectRef) -> Option<usize> {
+        self.references.iter().position(|known| known == reference)
+    }
+
     fn object(&self, reference: &ObjectRef) -> Result<&Object, ProviderError> {
-        let index = self.references.iter().position(|known| known == reference);
+        let index = self.position(reference);
         let object = index.and_then(|index| self.class.objects.get(index));
         object.ok_or_else(|| {
             let problem = format!("{} is not an object of this class", reference.name);
@@ -249,6 +262,11 @@ impl Source for VaultSource {
         &self.references
     }
 
+    fn answer_of<'a>(&'a self, object: &'a ObjectRef) -> &'a str {
+        let known = self.position(object);
+        known.map_or(&object.request, |index| &self.answers[index])
+    }
+
     async fn fetch(
         &self,
         caller: &Caller,
@@ -323,6 +341,18 @@ impl Source for VaultSource {
         objects.into_iter().map(version).collect()
     }
 
+    fn watch(&self, caller: &Caller) -> Option<Changes> {
+        // The login that goes with each request cannot go with an event.
+        if !self.stores.rules.settings.events || self.class.inline_auth {
+            return None;
+        }
+        let read = self.class.objects.iter().map(|object| &object.request);
+        let read = read.filter(|request| !request.method.writes());
+        let paths: Vec<_> = read.map(|request| request.path.clone()).collect();
+        let login = self.stores.login(self.key(caller), &self.class).ok()?;
+        events::changes(&login, &self.class.namespace, caller, paths)
+    }
+
     async fn renew(&self, caller: &Caller, lease: &Lease) -> Result<Life, ProviderError> {
         let login = self.stores.logins.known(&self.key(caller)).ok_or_else(|| {
             ProviderError::new(ErrorKind::NotFound, "the lease has ended with its token")
@@ -330,9 +360,9 @@ impl Source for VaultSource {
         lease::renew(&login, &self.class.namespace, caller, lease).await
     }
 
-    async fn release(&self, caller: &Caller, leases: &[Lease]) {
+    async fn release(&self, caller: &Caller, leases: &[Lease], grace: Duration) {
         if let Some(login) = self.stores.logins.known(&self.key(caller)) {
-            lease::release(&login, &self.class.namespace, caller, leases).await;
+            lease::release(&login, &self.class.namespace, caller, leases, grace).await;
         }
     }
 

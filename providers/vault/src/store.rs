@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use coffer_provider::ProviderError;
 use tokio::sync::Semaphore;
 
-use crate::files::VersionKey;
 use crate::http::Connection;
 use crate::login::{Login, LoginKey, Logins};
 use crate::mounts::Mounts;
 use crate::parameters::Class;
 use crate::settings::Rules;
+use crate::version::VersionKey;
 
 /// One address with one way to trust it.
 pub(crate) struct Store {
@@ -38,7 +38,7 @@ struct Open {
 impl Stores {
     pub(crate) fn new(rules: Rules) -> Self {
         Self {
-            version_key: VersionKey::new(rules.settings.version_key.as_ref()),
+            version_key: VersionKey::new(rules.version_key.as_ref()),
             rules: Arc::new(rules),
             logins: Logins::default(),
             open: Mutex::default(),

@@ -27,6 +27,9 @@ const DAEMONSET: &str = "daemonset/csi-secrets-store-secrets-store-csi-driver";
 /// For whom volumes may get tokens.
 pub(super) const AUDIENCES: [&str; 2] = ["vault", "sts.amazonaws.com"];
 
+/// Where OpenBao is, for the story that has one: loopback and plain http are allowed by that.
+pub(super) const VAULT: &str = "http://127.0.53.1:8200";
+
 /// The kubelet waits longer after each end of a container: 10 seconds after the second.
 const RESTART: Duration = Duration::from_secs(120);
 
@@ -56,6 +59,8 @@ impl<'a> Driver<'a> {
                 self.cluster.kubelet_root().display()
             ),
             "providers.file.enabled=true".to_owned(),
+            "linux.env[0].name=COFFER_VAULT_ADDR".to_owned(),
+            format!("linux.env[0].value={VAULT}"),
             // Everything that it could ever say: stories look for secrets in it.
             "logLevel=trace".to_owned(),
         ];

@@ -28,6 +28,7 @@ mod sub_path;
 mod tokens;
 mod two_volumes;
 mod upgrade;
+mod vault;
 mod volume;
 
 use std::process::ExitCode;
@@ -101,6 +102,10 @@ const STORIES: &[(&str, Told)] = &[
     (
         "bats_c1_tokens_of_every_audience_arrive_through_secrets_and_nowhere_else",
         WithDriver(tokens::run),
+    ),
+    (
+        "a secret of OpenBao, which asks the API server who the pod is",
+        WithDriver(vault::run),
     ),
     (
         "the driver has the rights it needs and no other",

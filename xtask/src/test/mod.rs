@@ -22,6 +22,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use crate::cluster::cache::Cache;
 use crate::tally::Tally;
 use crate::workspace;
+pub(crate) use parts::bao;
 use report::{LeftOut, Report};
 pub(crate) use sweep::run as sweep;
 

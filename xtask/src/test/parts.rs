@@ -111,7 +111,7 @@ fn python_modules(cache: &Cache, what: &str, requirements: &str) -> Result<PathB
 }
 
 /// The binary of OpenBao.
-pub(super) fn bao() -> Result<PathBuf> {
+pub(crate) fn bao() -> Result<PathBuf> {
     let requirements = workspace().join("providers/vault/tests/requirements.txt");
     let pinned = fingerprint(std::slice::from_ref(&requirements))?;
     // The package of another machine has another binary.

@@ -8,7 +8,7 @@ pub use scripted::{Answer, ScriptedProvider};
 
 use std::collections::BTreeMap;
 
-use crate::{Caller, Pod, ServiceAccount};
+use crate::{Caller, Pod, ServiceAccount, Sharing};
 
 /// A caller without a token: pod `web-0` of the ServiceAccount `web` in `namespace`.
 #[must_use]
@@ -25,6 +25,7 @@ pub fn caller(namespace: &str) -> Caller {
         },
         token: None,
         further_tokens: BTreeMap::new(),
+        sharing: Sharing::ServiceAccount,
         secrets: BTreeMap::new(),
     }
 }

@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use coffer_provider::{
     Caller, Parameters, Pod, Provider, ProviderError, Secret, ServiceAccount, ServiceAccountToken,
-    Source,
+    Sharing, Source,
 };
 use coffer_provider_aws::{AwsProvider, Cluster, Endpoints, Settings};
 use serde_json::json;
@@ -155,6 +155,7 @@ pub(crate) fn caller_for(audience: &str, namespace: &str, account: &str) -> Call
         },
         token: Some(ServiceAccountToken::new(token, ends)),
         further_tokens: BTreeMap::new(),
+        sharing: Sharing::ServiceAccount,
         secrets: BTreeMap::new(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coffer_provider::{Caller, ErrorKind, IdentifiedBy, Source};
+use coffer_provider::{Caller, ErrorKind, IdentifiedBy, Sharing, Source};
 use coffer_provider_vault::{Flavour, Settings, VaultProvider};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -294,6 +294,36 @@ async fn two_service_accounts_never_share_a_token() {
         error.to_string(),
         "secret/data/db: the store does not allow it to role other"
     );
+}
+
+#[tokio::test]
+#[ignore = "needs OpenBao: cargo xtask test"]
+async fn with_sharing_pod_each_pod_has_a_token_of_its_own_and_takes_it_along() {
+    let bao = with_db().await;
+    let provider = provider(&[&bao.url()]);
+    let source = source(&provider, &class(OBJECT));
+    let callers = ["a", "b"].map(|uid| {
+        let mut caller = bao.app();
+        caller.pod.uid = uid.to_owned();
+        caller.sharing = Sharing::Pod;
+        caller
+    });
+    for caller in &callers {
+        for _ in 0..3 {
+            drop(good(read_one(&*source, caller).await));
+        }
+    }
+    assert_eq!(bao.tokens().await, 2);
+    drop(good(read_one(&*source, &bao.app()).await));
+    assert_eq!(
+        bao.tokens().await,
+        3,
+        "and the others of the account share one"
+    );
+    for (caller, left) in callers.iter().zip([2, 1]) {
+        source.log_out(caller).await;
+        assert_eq!(bao.tokens().await, left);
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! A real OpenBao in development mode, one for each test: it is there in a fifth of a second.
+//! A real OpenBao, one for each test: in development mode, which is there in a fifth of a second, or with
+//! a storage that outlives it.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,6 +19,7 @@ use crate::stand_in::{Seen, StandIn, ask};
 
 /// Names the binary of OpenBao.
 const BAO: &str = "COFFER_BAO";
+/// The root's token in development mode.
 const ROOT: &str = "root";
 
 const POLICY: &str = r#"
@@ -33,6 +35,7 @@ path "rabbitmq/creds/*"  { capabilities = ["read"] }
 /// mount for ServiceAccount `app` of Namespace `test`.
 pub(crate) struct Bao {
     server: Child,
+    root: String,
     pub(crate) address: SocketAddr,
     key: rcgen::KeyPair,
     home: tempfile::TempDir,
@@ -44,20 +47,64 @@ impl Bao {
         let address = free_address();
         let bao = Self {
             server: serve(address, home.path()),
+            root: ROOT.to_owned(),
             address,
             key: rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap(),
             home,
         };
-        bao.wait_until_it_answers().await;
+        // The mount of `secret` comes after the first answer.
+        bao.wait_until_it_answers("secret/config", 200).await;
         bao.seed().await;
         bao
     }
 
-    async fn wait_until_it_answers(&self) {
-        // The mount of `secret` comes after the first answer.
+    /// One that has everything still after [`Self::kill`] and [`Self::wake`].
+    pub(crate) async fn start_kept() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let address = free_address();
+        let mut bao = Self {
+            server: serve_kept(address, home.path()),
+            root: String::new(),
+            address,
+            key: rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap(),
+            home,
+        };
+        bao.wait_until_it_answers("sys/init", 200).await;
+        let keys = json!({"secret_shares": 1, "secret_threshold": 1});
+        let keys = bao.put("sys/init", keys).await;
+        bao.root = keys["root_token"].as_str().unwrap().to_owned();
+        std::fs::write(
+            bao.home.path().join("key"),
+            keys["keys"][0].as_str().unwrap(),
+        )
+        .unwrap();
+        bao.unseal().await;
+        let kv = json!({"type": "kv", "options": {"version": "2"}});
+        bao.put("sys/mounts/secret", kv).await;
+        // It makes its keys beside the answer.
+        bao.wait_until_it_answers("secret/config", 200).await;
+        bao.seed().await;
+        bao
+    }
+
+    /// Starts one that keeps its storage again, with all that was in it.
+    pub(crate) async fn wake(&mut self) {
+        self.server = serve_kept(self.address, self.home.path());
+        self.wait_until_it_answers("sys/init", 200).await;
+        self.unseal().await;
+    }
+
+    async fn unseal(&self) {
+        let key = std::fs::read_to_string(self.home.path().join("key")).unwrap();
+        self.put("sys/unseal", json!({ "key": key })).await;
+        // On a standby, which it is for a moment, nothing can be written.
+        self.wait_until_it_answers("sys/health", 200).await;
+    }
+
+    async fn wait_until_it_answers(&self, path: &str, expected: u16) {
         for _ in 0..600 {
-            let answer = self.try_admin("GET", "secret/config", &Value::Null).await;
-            if answer.is_some_and(|(status, _)| status == 200) {
+            let answer = self.try_admin("GET", path, &Value::Null).await;
+            if answer.is_some_and(|(status, _)| status == expected) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -133,7 +180,7 @@ impl Bao {
         let request = Seen {
             method: method.to_owned(),
             path: format!("/v1/{path}"),
-            headers: BTreeMap::from([("x-vault-token".to_owned(), ROOT.to_owned())]),
+            headers: BTreeMap::from([("x-vault-token".to_owned(), self.root.clone())]),
             body: match body {
                 Value::Null => Vec::new(),
                 body => body.to_string().into_bytes(),
@@ -215,7 +262,7 @@ impl Bao {
     pub(crate) async fn restart(&mut self) {
         self.kill();
         self.server = serve(self.address, self.home.path());
-        self.wait_until_it_answers().await;
+        self.wait_until_it_answers("secret/config", 200).await;
         self.seed().await;
     }
 
@@ -238,6 +285,30 @@ fn serve(address: SocketAddr, home: &Path) -> Child {
         .args(["server", "-dev", "-dev-no-store-token"])
         .arg(format!("-dev-root-token-id={ROOT}"))
         .arg(format!("-dev-listen-address={address}"))
+        .env("HOME", home)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// With raft of one node: of its kinds of storage on a disk, the one that needs no other server.
+fn serve_kept(address: SocketAddr, home: &Path) -> Child {
+    let (ip, port) = (address.ip(), address.port());
+    let data = home.join("data");
+    std::fs::create_dir_all(&data).unwrap();
+    let config = json!({
+        "storage": {"raft": {"path": data, "node_id": "one"}},
+        "listener": {"tcp": {"address": address, "cluster_address": format!("{ip}:{}", port + 1), "tls_disable": true}},
+        "api_addr": format!("http://{address}"),
+        "cluster_addr": format!("http://{ip}:{}", port + 1),
+    });
+    let file = home.join("config.json");
+    std::fs::write(&file, config.to_string()).unwrap();
+    Command::new(binary())
+        .arg("server")
+        .arg(format!("-config={}", file.display()))
         .env("HOME", home)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

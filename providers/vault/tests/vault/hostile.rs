@@ -22,7 +22,7 @@ use crate::{bad, class, good, provider, read_one, settings, source, text, with};
 const OBJECT: &str = "- {objectName: a, secretPath: kv/app, secretKey: user}";
 const CANARY: &str = "canary-value";
 
-fn caller() -> Caller {
+pub(crate) fn caller() -> Caller {
     let mut caller = testing::caller("test");
     let expires = std::time::SystemTime::now() + Duration::from_secs(600);
     caller.token = Some(ServiceAccountToken::new("jwt-canary".to_owned(), expires));
@@ -675,7 +675,7 @@ async fn the_password_of_a_static_role_is_good_until_it_is_changed() {
     let object = "- {objectName: a, secretPath: database/static-creds/app, secretKey: password}";
     let source = source(&to(&store), &class(object));
     let secret = good(read_one(&*source, &caller()).await);
-    assert!(matches!(secret.life, Life::Expires(life) if life == Duration::from_secs(91)));
+    assert!(matches!(secret.life, Life::Rotates(left) if left == Duration::from_secs(90)));
     assert_eq!(secret.sharing, Sharing::ServiceAccount);
 }
 
@@ -721,7 +721,7 @@ async fn no_secret_is_logged_whatever_is_logged_besides() {
             && let Life::Leased { lease, .. } = secret.life
         {
             drop(source.renew(&caller(), &lease).await);
-            source.release(&caller(), &[lease]).await;
+            source.release(&caller(), &[lease], Duration::ZERO).await;
         }
         source.log_out(&caller()).await;
     }

@@ -1,6 +1,6 @@
 //! KV of both versions: what becomes files, what counts as a change, and how often the store is asked.
 
-use coffer_provider::{ErrorKind, Format, Life, SecretBytes, Sharing};
+use coffer_provider::{ErrorKind, Format, Life, Sharing};
 use coffer_provider_vault::{Settings, VaultProvider};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -236,9 +236,12 @@ async fn without_a_right_to_the_metadata_it_is_asked_for_once() {
 #[ignore = "needs OpenBao: cargo xtask test"]
 async fn vault_11_versions_with_a_key_outlive_the_process() {
     let bao = with_db().await;
+    let folder = tempfile::tempdir().unwrap();
     let version = async |key: &[u8]| {
+        let file = folder.path().join("key");
+        std::fs::write(&file, key).unwrap();
         let provider = VaultProvider::new(Settings {
-            version_key: Some(SecretBytes::new(key.to_vec())),
+            version_key_file: Some(file),
             ..settings(&[&bao.url()])
         });
         let source = source(&provider.unwrap(), &class(TWO));

@@ -6,7 +6,8 @@ use coffer_provider::{Caller, ErrorKind, Lease, Life, Secret, Sharing, Source};
 use serde_json::{Value, json};
 
 use crate::bao::Bao;
-use crate::stand_in::{Say, StandIn};
+use crate::rabbitmq::{alive, enable_rabbitmq, until_alive};
+use crate::stand_in::StandIn;
 use crate::{class, good, provider, read, read_one, source, text};
 
 const CREDS: &str = "
@@ -17,48 +18,9 @@ const USER: &str = "- {objectName: user, secretPath: rabbitmq/creds/app, secretK
 
 /// OpenBao with the engine, and the server whose users it makes.
 pub(crate) async fn with_rabbitmq(ttl: &str, max_ttl: &str) -> (Bao, StandIn) {
-    let users = StandIn::start(|seen| match seen.method.as_str() {
-        "GET" => Say::Json(200, json!([])),
-        _ => Say::status(204, "", ""),
-    })
-    .await;
     let bao = Bao::start().await;
-    bao.put("sys/mounts/rabbitmq", json!({"type": "rabbitmq"}))
-        .await;
-    let connection = json!({"connection_uri": users.url(), "username": "a", "password": "b"});
-    bao.put("rabbitmq/config/connection", connection).await;
-    bao.put(
-        "rabbitmq/config/lease",
-        json!({"ttl": ttl, "max_ttl": max_ttl}),
-    )
-    .await;
-    let vhosts = r#"{"/":{"write":".*","read":".*"}}"#;
-    bao.put("rabbitmq/roles/app", json!({"vhosts": vhosts}))
-        .await;
-    users.asked();
+    let users = enable_rabbitmq(&bao, ttl, max_ttl).await;
     (bao, users)
-}
-
-/// How many users there are.
-fn alive(users: &StandIn) -> usize {
-    let seen = users.seen();
-    let count = |method: &str| {
-        let users = seen
-            .iter()
-            .filter(|seen| seen.path.starts_with("/api/users/"));
-        users.filter(|seen| seen.method == method).count()
-    };
-    count("PUT") - count("DELETE")
-}
-
-async fn until_alive(users: &StandIn, expected: usize) {
-    for _ in 0..300 {
-        if alive(users) == expected {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("{} users are there, not {expected}", alive(users));
 }
 
 fn leased(life: &Life) -> (&Lease, Duration, bool) {
@@ -153,7 +115,9 @@ async fn a_lease_that_is_released_ends_at_once_without_a_policy_for_it() {
     );
     assert_eq!(alive(&users), 2);
     let (first, _, _) = leased(&one.life);
-    source.release(&caller, std::slice::from_ref(first)).await;
+    source
+        .release(&caller, std::slice::from_ref(first), Duration::ZERO)
+        .await;
     until_alive(&users, 1).await;
     let (second, _, _) = leased(&two.life);
     assert!(
@@ -164,6 +128,73 @@ async fn a_lease_that_is_released_ends_at_once_without_a_policy_for_it() {
     assert!(
         !asked.iter().any(|asked| asked.contains("leases/revoke")),
         "{asked:?}"
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs OpenBao: cargo xtask test"]
+async fn a_lease_that_another_one_replaces_ends_after_its_grace_whatever_becomes_of_the_driver() {
+    let (bao, users) = with_rabbitmq("1h", "2h").await;
+    let provider = provider(&[&bao.url()]);
+    let source = source(&provider, &class(USER));
+    let caller = bao.app();
+    let secret = lease(&*source, &caller).await;
+    let (handle, _, _) = leased(&secret.life);
+    let grace = Duration::from_secs(4);
+    source
+        .release(&caller, std::slice::from_ref(handle), grace)
+        .await;
+    drop((source, provider));
+    tokio::time::sleep(grace / 2).await;
+    assert_eq!(alive(&users), 1, "whoever reads it now has a moment");
+    until_alive(&users, 0).await;
+}
+
+#[tokio::test]
+#[ignore = "needs OpenBao: cargo xtask test"]
+async fn a_lease_that_cannot_be_shortened_is_revoked_after_its_grace_where_that_is_allowed() {
+    let (bao, users) = with_rabbitmq("1h", "2h").await;
+    let policy = r#"path "rabbitmq/creds/*" { capabilities = ["read"] }
+path "sys/leases/revoke" { capabilities = ["update"] }"#;
+    bao.put("sys/policies/acl/app", json!({ "policy": policy }))
+        .await;
+    bao.put(
+        "auth/jwt/role/app",
+        bao.role(json!({"token_no_default_policy": true})),
+    )
+    .await;
+    let provider = provider(&[&bao.url()]);
+    let source = source(&provider, &class(USER));
+    let caller = bao.app();
+    let secret = lease(&*source, &caller).await;
+    let (handle, _, _) = leased(&secret.life);
+    let grace = Duration::from_secs(2);
+    source
+        .release(&caller, std::slice::from_ref(handle), grace)
+        .await;
+    assert_eq!(alive(&users), 1);
+    until_alive(&users, 0).await;
+}
+
+#[tokio::test]
+#[ignore = "needs OpenBao: cargo xtask test"]
+async fn a_lease_outlives_a_crash_of_the_store_and_is_renewed_after_it() {
+    let mut bao = Bao::start_kept().await;
+    let users = enable_rabbitmq(&bao, "1h", "2h").await;
+    let provider = provider(&[&bao.url()]);
+    let source = source(&provider, &class(USER));
+    let caller = bao.app();
+    let secret = lease(&*source, &caller).await;
+    let (handle, _, _) = leased(&secret.life);
+    bao.kill();
+    let error = source.renew(&caller, handle).await.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    bao.wake().await;
+    assert!(source.renew(&caller, handle).await.is_ok());
+    assert_eq!(
+        (alive(&users), bao.tokens().await),
+        (1, 1),
+        "with the same token"
     );
 }
 

@@ -6,11 +6,14 @@
 mod auth;
 mod bao;
 mod conformance;
+mod events;
 mod hostile;
 mod kv;
 mod leases;
+mod once;
 mod parameters;
 mod pki;
+mod rabbitmq;
 mod stand_in;
 
 use std::collections::BTreeMap;

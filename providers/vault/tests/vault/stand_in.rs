@@ -5,11 +5,15 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tokio::io::{
     AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
 };
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
@@ -44,6 +48,8 @@ pub(crate) enum Say {
     Silence,
     /// What another server says.
     Forward(SocketAddr),
+    /// A WebSocket with what is sent from now on, each a text; it is broken off by an empty one.
+    Events(broadcast::Sender<String>),
 }
 
 impl Say {
@@ -196,6 +202,7 @@ async fn serve(
                 }
             }
             Say::Silence => std::future::pending().await,
+            Say::Events(events) => return tell(stream, &seen, events.subscribe()).await,
             Say::Forward(server) => {
                 let answer = ask(server, &seen).await?;
                 stream.write_all(&answer).await?;
@@ -207,6 +214,46 @@ async fn serve(
         stream.flush().await?;
     }
     Ok(())
+}
+
+/// Says in frames what comes (RFC 6455), and does not look at what is said in return.
+async fn tell(
+    mut stream: BufReader<impl AsyncRead + AsyncWrite + Unpin>,
+    seen: &Seen,
+    mut events: broadcast::Receiver<String>,
+) -> std::io::Result<()> {
+    let understood = format!(
+        "{}258EAFA5-E914-47DA-95CA-C5AB0DC85B11",
+        seen.headers["sec-websocket-key"]
+    );
+    let accept = digest(&SHA1_FOR_LEGACY_USE_ONLY, understood.as_bytes());
+    let head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {}\r\n\r\n",
+        STANDARD.encode(accept)
+    );
+    stream.write_all(head.as_bytes()).await?;
+    stream.flush().await?;
+    while let Ok(text) = events.recv().await {
+        if text.is_empty() {
+            break;
+        }
+        let mut frame = vec![0x81];
+        match text.len() {
+            length @ ..126 => frame.push(length as u8),
+            length @ ..0x10000 => {
+                frame.push(126);
+                frame.extend((length as u16).to_be_bytes());
+            }
+            length => {
+                frame.push(127);
+                frame.extend((length as u64).to_be_bytes());
+            }
+        }
+        frame.extend(text.as_bytes());
+        stream.write_all(&frame).await?;
+        stream.flush().await?;
+    }
+    stream.shutdown().await
 }
 
 async fn request(
