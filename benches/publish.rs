@@ -344,6 +344,7 @@ impl Driver {
             vault: Default::default(),
             #[cfg(feature = "aws")]
             aws: Default::default(),
+            plugins: Default::default(),
             metrics: None,
         };
         let kubelet = FakeKubelet::new(folder, &config.socket);

@@ -1,14 +1,17 @@
 //! Provider names to providers; resolves classes against them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coffer_provider::Provider;
+use coffer_provider::{NamedProvider, Provider, Providers};
 
 use crate::class::{ClassError, SecretProviderClass};
 use crate::error::PublishError;
 use crate::spec::{VolumeSpec, merge};
+
+/// What a volume's attributes call its class.
+pub const CLASS: &str = "secretProviderClass";
 
 /// Most bytes in the parameters of one source, if nothing else is said.
 pub const PARAMETER_BYTES: usize = 64 * 1024;
@@ -35,6 +38,7 @@ impl Default for Intervals {
 #[derive(Clone)]
 pub struct Catalog {
     providers: BTreeMap<&'static str, Arc<dyn Provider>>,
+    plugins: Option<Arc<dyn Providers>>,
     parameter_bytes: usize,
     intervals: Intervals,
     pod_attributes_win: bool,
@@ -44,6 +48,7 @@ impl Default for Catalog {
     fn default() -> Self {
         Self {
             providers: BTreeMap::new(),
+            plugins: None,
             parameter_bytes: PARAMETER_BYTES,
             intervals: Intervals::default(),
             pod_attributes_win: false,
@@ -56,6 +61,13 @@ impl Catalog {
     #[must_use]
     pub fn with(mut self, name: &'static str, provider: Arc<dyn Provider>) -> Self {
         self.providers.insert(name, provider);
+        self
+    }
+
+    /// Adds the plugins of the node: for every name that the process has no provider of, or that is preferred.
+    #[must_use]
+    pub fn with_plugins(mut self, plugins: Arc<dyn Providers>) -> Self {
+        self.plugins = Some(plugins);
         self
     }
 
@@ -104,17 +116,21 @@ impl Catalog {
     ) -> Result<VolumeSpec, PublishError> {
         let mut sources = Vec::with_capacity(class.sources.len());
         for (index, declared) in class.sources.iter().enumerate() {
-            let known = self.providers.get_key_value(declared.provider.as_str());
-            let Some((name, provider)) = known else {
-                return Err(PublishError::ProviderNotFound {
-                    class: class.name.clone(),
-                    provider: coffer_provider::clean_text(&declared.provider, 80),
-                    known: self.names().join(", "),
-                });
-            };
             let source_path = match declared.name.as_str() {
                 "" => String::new(),
                 _ => format!("sources[{index}]."),
+            };
+            let built_in = self.built_in(&declared.provider);
+            let Some((name, provider)) = built_in.map_or_else(
+                || self.plugin(&class, &source_path, &declared.provider),
+                |found| Ok(Some(found)),
+            )?
+            else {
+                return Err(PublishError::ProviderNotFound {
+                    class: class.name.clone(),
+                    provider: coffer_provider::clean_text(&declared.provider, 80),
+                    known: self.known(),
+                });
             };
             let written = declared.parameters.iter();
             let size: usize = written.map(|(key, value)| key.len() + value.len()).sum();
@@ -128,17 +144,21 @@ impl Catalog {
                     ),
                 });
             }
-            let parameters = match self.pod_attributes_win {
+            let mut parameters = match self.pod_attributes_win {
                 false => merge(&declared.parameters, attributes),
                 true => merge(attributes, &declared.parameters),
             };
+            if self.built_in(name).is_none() {
+                // Plugins get what the kubelet tells of a volume as well.
+                parameters.insert(CLASS.to_owned(), class.name.name.clone());
+            }
             let source = provider.source(&parameters);
             let source = source.map_err(|error| PublishError::Parameters {
                 class: class.name.clone(),
                 source_path,
                 error,
             })?;
-            sources.push((*name, source));
+            sources.push((name, source));
         }
         let interval = self.interval(&class)?;
         Ok(VolumeSpec::new(class, sources, interval))
@@ -158,6 +178,39 @@ impl Catalog {
                 })
             }
         }
+    }
+
+    /// The process's own provider, unless a plugin is preferred to it.
+    fn built_in(&self, name: &str) -> Option<NamedProvider> {
+        let plugins = self.plugins.as_ref();
+        let preferred = plugins.is_some_and(|plugins| plugins.is_preferred(name));
+        let (name, provider) = self.providers.get_key_value(name).filter(|_| !preferred)?;
+        Some((name, provider.clone()))
+    }
+
+    fn plugin(
+        &self,
+        class: &SecretProviderClass,
+        source_path: &str,
+        name: &str,
+    ) -> Result<Option<NamedProvider>, PublishError> {
+        let Some(plugins) = &self.plugins else {
+            return Ok(None);
+        };
+        plugins
+            .find(name)
+            .map_err(|error| PublishError::InvalidClass {
+                name: class.name.clone(),
+                error: ClassError::new(format!("spec.{source_path}provider"), error.to_string()),
+            })
+    }
+
+    /// Every name that a class could give on this node now.
+    fn known(&self) -> String {
+        let own = self.names().into_iter().map(str::to_owned);
+        let plugins = self.plugins.iter().flat_map(|plugins| plugins.names());
+        let all: BTreeSet<_> = own.chain(plugins).collect();
+        all.into_iter().collect::<Vec<_>>().join(", ")
     }
 }
 

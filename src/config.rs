@@ -2,6 +2,8 @@
 
 #[cfg(feature = "aws")]
 mod aws;
+mod plugins;
+mod provider;
 mod upstream;
 
 use std::collections::hash_map::DefaultHasher;
@@ -13,6 +15,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use tracing::Level;
 pub use upstream::UpstreamArgs;
+
+pub use plugins::PluginArgs;
+pub use provider::ProviderArgs;
 
 use crate::cache::Settings;
 use crate::catalog::{Intervals, PARAMETER_BYTES};
@@ -83,6 +88,10 @@ pub struct NodeArgs {
     #[cfg(feature = "aws")]
     #[command(flatten)]
     pub aws: AwsArgs,
+
+    /// Provider plugins of the node
+    #[command(flatten)]
+    pub plugins: PluginArgs,
 
     /// Most bytes of secret values that are kept in memory
     #[arg(long, env = "COFFER_CACHE_BYTES", default_value = "32Mi", value_parser = quantity)]
@@ -325,6 +334,8 @@ pub struct Config {
     /// Where secrets of AWS come from.
     #[cfg(feature = "aws")]
     pub aws: AwsArgs,
+    /// Which plugins there are, and what they may do.
+    pub plugins: PluginArgs,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
 }
@@ -406,6 +417,14 @@ fn quantity(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "must be a number of bytes, or one with Ki, Mi or Gi".to_owned())
 }
 
+/// The same, of at least so much.
+fn duration_of(text: &str, least: Duration) -> Result<Duration, String> {
+    duration(text).and_then(|given| match given >= least {
+        true => Ok(given),
+        false => Err(format!("must be {}s or more", least.as_secs())),
+    })
+}
+
 /// A setting that cannot be.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("--{flag} {value:?}: {problem}")]
@@ -454,6 +473,7 @@ impl TryFrom<NodeArgs> for Config {
             vault: args.vault,
             #[cfg(feature = "aws")]
             aws: args.aws,
+            plugins: args.plugins,
             metrics: metrics(&args.metrics_addr)?,
         })
     }

@@ -2,15 +2,20 @@
 
 #[cfg(feature = "aws")]
 mod aws;
+mod staging;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use coffer_provider_file::FileProvider;
+use coffer_provider_plugin::Plugins;
 use coffer_provider_vault::{ClientCertificate, Flavour, Settings, VaultProvider};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -115,8 +120,15 @@ pub async fn run_reporting(
     let looking = cache.clone();
     let looking_until = stop.clone();
     tokio::spawn(async move { looking.run(looking_until).await });
+    let beside = Arc::new(staging::Beside(volumes.clone()));
+    let plugins = Arc::new(Plugins::new(config.plugins.settings(), beside));
+    if let Some(interval) = config.plugins.health_check() {
+        let checked = check_plugins(plugins.clone(), metrics.clone(), interval);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(checked));
+    }
     let health = Health::new(cache.clone(), classes.clone());
     let catalog = catalog
+        .with_plugins(plugins)
         .with_parameter_bytes(config.bounds.parameter_bytes)
         .with_intervals(config.bounds.intervals)
         .with_pod_attributes_winning(config.bounds.pod_attributes_win);
@@ -238,7 +250,24 @@ fn vault_settings(
     }
 }
 
-fn stop_on_signals() -> anyhow::Result<CancellationToken> {
+/// Asks the plugins in use in each interval whether they are there, and says where that has changed.
+async fn check_plugins(plugins: Arc<Plugins>, metrics: Arc<Metrics>, interval: Duration) {
+    let mut seen = HashSet::new();
+    loop {
+        for (provider, checked) in plugins.check().await {
+            let was_up = metrics.plugin_up(provider, checked.is_ok());
+            let is_new = seen.insert(provider);
+            match checked {
+                Ok(()) if !was_up && !is_new => info!(provider, "plugin is back"),
+                Err(error) if was_up || is_new => warn!(provider, %error, "plugin is away"),
+                _ => {}
+            }
+        }
+        sleep(interval).await;
+    }
+}
+
+pub(crate) fn stop_on_signals() -> anyhow::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

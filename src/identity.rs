@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use coffer_provider::{
-    Caller, IdentifiedBy, Pod, SecretBytes, ServiceAccount, ServiceAccountToken, Sharing, Source,
+    Audiences, Caller, Forwarded, IdentifiedBy, Pod, SecretBytes, ServiceAccount,
+    ServiceAccountToken, Sharing, Source,
 };
 
 use crate::error::PublishError;
@@ -95,6 +96,8 @@ pub struct Requester {
     pub tokens: Result<Tokens, TokensError>,
     /// The data of the Secret that `nodePublishSecretRef` names.
     pub secrets: BTreeMap<String, SecretBytes>,
+    /// Where the kubelet wants the volume.
+    pub target_path: String,
 }
 
 impl Requester {
@@ -120,7 +123,8 @@ impl Requester {
             IdentifiedBy::Namespace => {}
             // Only the plugin knows what it tells pods apart by, unless the class says it.
             IdentifiedBy::Pod if sharing == Some(Sharing::ServiceAccount) => {
-                identity.account = Some((name(), None));
+                let proven = self.proven_by_what_is_handed_on(source)?;
+                identity.account = Some((name(), proven.and_then(|account| account.uid)));
             }
             IdentifiedBy::Pod => identity.pod = uid(),
             IdentifiedBy::Token {
@@ -157,9 +161,7 @@ impl Requester {
             IdentifiedBy::Token { audience, .. } => {
                 let token = self.token(audience)?;
                 pod.service_account = self.service_account(token)?;
-                if token.expires() < SystemTime::now() + TOKEN_RESERVE {
-                    return Err(PublishError::TokenExpired(audience.clone()));
-                }
+                fresh(audience, token)?;
                 Some(token.clone())
             }
         };
@@ -168,13 +170,58 @@ impl Requester {
             let own = self.service_account(token).ok()? == pod.service_account;
             own.then(|| (audience.clone(), token.clone()))
         });
+        let further_tokens = further.collect();
+        let forwarded = match source.forwards() {
+            None => Forwarded::default(),
+            Some(audiences) => self.forwarded(audiences)?,
+        };
+        if let Some(account) = self.proven_by_what_is_handed_on(source)? {
+            pod.service_account = account;
+        }
         Ok(Caller {
-            further_tokens: further.collect(),
+            further_tokens,
             pod,
             token,
             sharing,
             secrets: self.secrets.clone(),
+            forwarded,
         })
+    }
+
+    /// What is handed on, under the same conditions as a token that is used: it is this pod's, and good.
+    fn forwarded(&self, audiences: &Audiences) -> Result<Forwarded, PublishError> {
+        let mut tokens = BTreeMap::new();
+        for (audience, token) in self.handed_on(audiences)? {
+            self.service_account(token)?;
+            fresh(audience, token)?;
+            tokens.insert(audience.to_owned(), token.clone());
+        }
+        Ok(Forwarded {
+            target_path: self.target_path.clone(),
+            tokens,
+        })
+    }
+
+    fn handed_on(
+        &self,
+        audiences: &Audiences,
+    ) -> Result<impl Iterator<Item = (&str, &ServiceAccountToken)>, PublishError> {
+        let tokens = self.tokens()?.iter();
+        Ok(tokens.filter(|(audience, _)| audiences.admit(audience)))
+    }
+
+    /// The ServiceAccount with its UID, where a token that is handed on tells it (C2).
+    fn proven_by_what_is_handed_on(
+        &self,
+        source: &dyn Source,
+    ) -> Result<Option<ServiceAccount>, PublishError> {
+        let Some(audiences) = source.forwards() else {
+            return Ok(None);
+        };
+        let first = self.handed_on(audiences)?.next();
+        first
+            .map(|(_, token)| self.service_account(token))
+            .transpose()
     }
 
     /// Whether there is a token at all.
@@ -183,9 +230,13 @@ impl Requester {
         self.tokens.as_ref().is_ok_and(|tokens| !tokens.is_empty())
     }
 
-    /// When the token that `source` would get ends, if it would get one.
+    /// When the token that `source` would get ends, if it would get one; of several, the first that does.
     #[must_use]
     pub fn token_expires(&self, source: &dyn Source) -> Option<SystemTime> {
+        if let Some(audiences) = source.forwards() {
+            let handed_on = self.handed_on(audiences).ok()?;
+            return handed_on.map(|(_, token)| token.expires()).min();
+        }
         match source.identified_by() {
             IdentifiedBy::Token { audience, .. } => {
                 self.token(audience).ok().map(ServiceAccountToken::expires)
@@ -198,12 +249,13 @@ impl Requester {
         if audience.is_empty() {
             return Err(PublishError::EmptyAudience);
         }
-        let tokens = self
-            .tokens
-            .as_ref()
-            .map_err(|error| wrong(error.to_string()))?;
-        let token = tokens.of(audience);
+        let token = self.tokens()?.of(audience);
         token.ok_or_else(|| PublishError::NoToken(audience.to_owned()))
+    }
+
+    fn tokens(&self) -> Result<&Tokens, PublishError> {
+        let tokens = self.tokens.as_ref();
+        tokens.map_err(|error| wrong(error.to_string()))
     }
 
     fn service_account(&self, token: &ServiceAccountToken) -> Result<ServiceAccount, PublishError> {
@@ -228,6 +280,14 @@ impl Requester {
             name: claims.service_account.name,
             uid: Some(claims.service_account.uid),
         })
+    }
+}
+
+/// A token that has ended, or is about to, is not sent anywhere (D3).
+fn fresh(audience: &str, token: &ServiceAccountToken) -> Result<(), PublishError> {
+    match token.expires() < SystemTime::now() + TOKEN_RESERVE {
+        true => Err(PublishError::TokenExpired(audience.to_owned())),
+        false => Ok(()),
     }
 }
 

@@ -39,6 +39,7 @@ pub mod report;
 pub mod report_metrics;
 mod rotation;
 pub mod schedule;
+pub mod serve;
 pub mod spec;
 pub mod statuses;
 pub mod telemetry;

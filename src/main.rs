@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use coffer::commands::{demo, doctor, node, render};
-use coffer::config::NodeArgs;
+use coffer::commands::{demo, doctor, node, provider, render};
+use coffer::config::{NodeArgs, ProviderArgs};
 
 /// Mounts secrets from external stores into pods
 #[derive(Parser)]
@@ -18,6 +18,8 @@ struct Cli {
 enum Command {
     /// Runs the CSI driver on a node
     Node(Box<NodeArgs>),
+    /// Serves one provider as a plugin of another secrets-store-csi-driver
+    Provider(Box<ProviderArgs>),
     /// Shows a volume from its mount over a rotation to its end, without a cluster and without root
     Demo(demo::DemoArgs),
     /// Shows what a SecretProviderClass would mount, without mounting it
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
     tls.expect("nobody installed another one before main");
     let done = match Cli::parse().command {
         Command::Node(args) => node::run(*args),
+        Command::Provider(args) => provider::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Render(args) => render::run(&args),
         Command::Doctor(args) => doctor::run(*args),

@@ -174,6 +174,7 @@ impl Publisher {
         let outcome = self
             .on_node(move |volumes| volumes.mount(&target, &payload, &mounted))
             .await?;
+        told_written(&spec, &secrets);
         let shown = Some(Shown::of(&spec));
         // One that stays as it is has no more use for its stores: with the subscription, all of that ends.
         let (followed, told) = match record.immutable {
@@ -340,6 +341,7 @@ impl Publisher {
             .await?;
         if !matches!(outcome, Outcome::TooSoon(_)) {
             published.record = Some(record);
+            told_written(spec, &secrets);
         }
         if outcome == Outcome::Rotated {
             self.look_for_subpaths(published).await?;
@@ -493,6 +495,17 @@ fn is_current(record: &Record, spec: &VolumeSpec, versions: &BTreeMap<String, Ve
             let held = record.objects.get(object);
             held.is_some_and(|held| !held.version.is_empty() && held.version == version.as_str())
         })
+}
+
+/// Tells the sources what the volume holds of theirs, where it holds all of it under its own name.
+fn told_written(spec: &VolumeSpec, secrets: &[Vec<Given>]) {
+    if !spec.items().is_empty() {
+        return;
+    }
+    for (source, given) in spec.sources().iter().zip(secrets) {
+        let given: Vec<_> = given.iter().flatten().collect();
+        source.source.written(&given);
+    }
 }
 
 /// Nobody tells anything any more.

@@ -99,7 +99,6 @@ fn waits_for_its_class(error: &PublishError) -> bool {
             | PublishError::InvalidClass { .. }
             | PublishError::ClassesUnknown
             | PublishError::Parameters { .. }
-            | PublishError::ProviderNotFound { .. }
             | PublishError::Immutable(_)
             | PublishError::LeaseCannotStay(_)
     )

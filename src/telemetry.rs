@@ -54,6 +54,7 @@ fn targets(level: Level) -> Targets {
         .with_target("coffer_provider", level)
         .with_target("coffer_provider_aws", level)
         .with_target("coffer_provider_file", level)
+        .with_target("coffer_provider_plugin", level)
         .with_target("coffer_provider_vault", level)
 }
 
@@ -110,6 +111,11 @@ struct StoreLabels {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PluginLabels {
+    provider: &'static str,
+}
+
 /// What is counted. Names that secrets-store-csi-driver has are the same here; labels are closed lists:
 /// providers, reasons, outcomes.
 pub struct Metrics {
@@ -135,6 +141,7 @@ pub struct Metrics {
     store_seconds: Family<ProviderLabels, Histogram, fn() -> Histogram>,
     /// Of what the API server is told.
     pub reports: ReportMetrics,
+    plugins_up: Family<PluginLabels, Gauge>,
     /// Objects that were answered from memory.
     pub cache_hits: Counter,
     /// Objects in memory.
@@ -178,6 +185,7 @@ impl Default for Metrics {
             store_requests: Family::default(),
             store_seconds: Family::new_with_constructor(seconds),
             reports: ReportMetrics::default(),
+            plugins_up: Family::default(),
             cache_hits: Counter::default(),
             cache_entries: Gauge::default(),
             cache_bytes: Gauge::default(),
@@ -260,6 +268,11 @@ impl Metrics {
         );
         self.reports.register(registry);
         registry.register(
+            "coffer_plugin_up",
+            "Whether a provider plugin said at its last health check what it is",
+            self.plugins_up.clone(),
+        );
+        registry.register(
             "coffer_cache_hits",
             "Objects that were answered from memory",
             self.cache_hits.clone(),
@@ -327,6 +340,12 @@ impl Metrics {
         let labels = ProviderLabels { provider };
         let seconds = self.store_seconds.get_or_create(&labels);
         seconds.observe(took.as_secs_f64());
+    }
+
+    /// Says whether a plugin is there; gives what was said before.
+    pub fn plugin_up(&self, provider: &'static str, up: bool) -> bool {
+        let gauge = self.plugins_up.get_or_create(&PluginLabels { provider });
+        gauge.set(i64::from(up)) == 1
     }
 
     /// Counts a publish or a republish.

@@ -134,6 +134,12 @@ impl Tokens {
         self.0.get(audience)
     }
 
+    /// All of them, with their audiences.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &ServiceAccountToken)> {
+        let all = self.0.iter();
+        all.map(|(audience, token)| (audience.as_str(), token))
+    }
+
     /// How many audiences there are tokens for.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -151,6 +151,7 @@ impl Demo {
                 vault: Default::default(),
                 #[cfg(feature = "aws")]
                 aws: Default::default(),
+                plugins: Default::default(),
                 metrics: None,
             },
             secrets,

@@ -3,6 +3,7 @@
 pub mod demo;
 pub mod doctor;
 pub mod node;
+pub mod provider;
 pub mod render;
 
 /// The threads of the process: few, since a node has more important work, and bounded, since every

@@ -10,7 +10,11 @@ use crate::{driver, privileges, telemetry};
 pub fn run(args: NodeArgs) -> anyhow::Result<()> {
     privileges::check_kernel()?;
     // Before the first thread: rights are given up thread by thread.
-    privileges::shed(privileges::PluginSockets::OfRoot)?;
+    let plugins = match args.plugins.plugin_uids.iter().all(|uid| *uid == 0) {
+        true => privileges::PluginSockets::OfRoot,
+        false => privileges::PluginSockets::OfOthers,
+    };
+    privileges::shed(plugins)?;
     telemetry::start_logging(args.log_format(), args.log_level);
     args.upstream.warn();
     let config = Config::try_from(args)?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use coffer_provider::{Caller, ErrorKind, IdentifiedBy, Pod, ServiceAccount, Sharing};
+use coffer_provider::{Caller, ErrorKind, Forwarded, IdentifiedBy, Pod, ServiceAccount, Sharing};
 
 use crate::cache::Given;
 use crate::catalog::Catalog;
@@ -124,6 +124,7 @@ async fn render_class(
         further_tokens: BTreeMap::new(),
         sharing: class.sharing.unwrap_or(Sharing::ServiceAccount),
         secrets: BTreeMap::new(),
+        forwarded: Forwarded::default(),
     };
     let spec = catalog.resolve(class.clone(), &BTreeMap::new())?;
     let mut out = String::new();

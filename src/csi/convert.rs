@@ -7,6 +7,7 @@ use coffer_proto::csi::volume_capability::{AccessType, access_mode::Mode};
 use coffer_proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability};
 use coffer_provider::{Pod, SecretBytes, ServiceAccount, clean_text};
 
+use crate::catalog::CLASS;
 use crate::error::PublishError;
 use crate::identity::Requester;
 use crate::publish::PublishRequest;
@@ -15,7 +16,6 @@ use crate::volume::{TargetPath, TargetRules};
 
 /// Keys that the kubelet makes (`podInfoOnMount`); what a pod's author puts there is overwritten.
 const RESERVED: &str = "csi.storage.k8s.io/";
-const CLASS: &str = "secretProviderClass";
 
 fn wrong(field: &'static str, problem: impl Into<String>) -> PublishError {
     PublishError::InvalidRequest {
@@ -76,14 +76,16 @@ pub(super) fn publish_request(
     }
     let class = context.remove(CLASS).filter(|class| !class.is_empty());
     let class = class.map(|class| shown("volumeAttributes.secretProviderClass", class));
+    let requester = Requester {
+        pod,
+        tokens,
+        secrets,
+        target_path: target.to_string(),
+    };
     Ok(PublishRequest {
         volume_id,
         target,
-        requester: Arc::new(Requester {
-            pod,
-            tokens,
-            secrets,
-        }),
+        requester: Arc::new(requester),
         attributes: own_attributes(context),
         class: class.transpose()?,
         fs_group,
@@ -177,7 +179,8 @@ fn fs_group(capability: VolumeCapability) -> Result<Option<u32>, PublishError> {
     }
 }
 
-fn pod(context: &mut HashMap<String, String>) -> Result<Pod, PublishError> {
+/// Takes out what the kubelet says of the pod (`podInfoOnMount`).
+pub(crate) fn pod(context: &mut HashMap<String, String>) -> Result<Pod, PublishError> {
     let mut info = |key: &'static str| {
         let value = context.remove(key).filter(|value| !value.is_empty());
         let missing = || wrong(key, "is missing: set podInfoOnMount: true on the CSIDriver");

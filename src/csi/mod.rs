@@ -6,4 +6,8 @@ mod node;
 mod server;
 mod status;
 
+pub(crate) use convert::pod;
+pub(crate) use node::time_for_stores;
 pub use server::{CsiServer, ServerSettings, SocketError, Sole};
+pub(crate) use server::{Peers, remove_stale};
+pub(crate) use status::status;

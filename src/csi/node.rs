@@ -226,7 +226,7 @@ fn log_publish(volume_id: &str, done: &Result<Done, PublishError>, took: Duratio
 
 /// The kubelet waits 2 minutes and says so in `grpc-timeout`. A few seconds of that are left for the
 /// answer to arrive.
-fn time_for_stores(metadata: &MetadataMap, most: Duration) -> Duration {
+pub(crate) fn time_for_stores(metadata: &MetadataMap, most: Duration) -> Duration {
     let timeout = metadata
         .get("grpc-timeout")
         .and_then(|value| value.to_str().ok());

@@ -161,7 +161,10 @@ impl CsiServer {
         let serve = Server::builder()
             .add_service(IdentityServer::new(identity))
             .add_service(node)
-            .serve_with_incoming_shutdown(Peers(self.listener), stop.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(
+                Peers::new(self.listener),
+                stop.clone().cancelled_owned(),
+            );
         let drain = async {
             operations.close();
             if tokio::time::timeout(DRAIN, operations.wait())
@@ -212,7 +215,7 @@ async fn lock(socket: &Path, folder: &Path) -> io::Result<File> {
 }
 
 /// An earlier process may have left its socket behind; anything else is not ours to remove.
-fn remove_stale(socket: &Path) -> io::Result<()> {
+pub(crate) fn remove_stale(socket: &Path) -> io::Result<()> {
     match fs::symlink_metadata(socket) {
         Ok(found) if found.file_type().is_socket() => fs::remove_file(socket),
         Ok(_) => Err(io::Error::other("something that is not a socket is there")),
@@ -237,7 +240,13 @@ fn close_folder(socket: &Path, folder: &Path) -> Result<(), String> {
 }
 
 /// Connections of root and of our own user; others are closed before a byte is read.
-struct Peers(UnixListener);
+pub(crate) struct Peers(UnixListener);
+
+impl Peers {
+    pub(crate) fn new(listener: UnixListener) -> Self {
+        Self(listener)
+    }
+}
 
 impl Stream for Peers {
     type Item = io::Result<UnixStream>;

@@ -29,7 +29,7 @@ pub(super) fn code(reason: Reason) -> Code {
 }
 
 /// What the kubelet is told, and through it the pod's owner. The details stay empty, as CSI wants.
-pub(super) fn status(error: &PublishError) -> Status {
+pub(crate) fn status(error: &PublishError) -> Status {
     let reason = error.reason();
     Status::new(code(reason), format!("{}: {error}", reason.as_str()))
 }

@@ -8,6 +8,7 @@ mod budget;
 mod generation;
 mod mount;
 mod record;
+mod staging;
 mod target;
 
 use std::os::fd::OwnedFd;
@@ -18,6 +19,7 @@ use rustix::io::Errno;
 use tracing::warn;
 
 pub use record::{HeldObject, LAYOUT, Record};
+pub use staging::{Stage, WrittenFile};
 pub use target::{TargetPath, TargetPathError, TargetRules};
 
 use crate::error::Reason;
@@ -401,6 +403,7 @@ impl Volumes {
             return Ok(());
         };
         alone(target, &parent)?;
+        self.clear_stages(target);
         while let Some(found) = target.open_in(&parent)? {
             let seen = mount::look(&found).map_err(|errno| target.failed("look at", errno))?;
             if !seen.mount_root {
@@ -450,6 +453,7 @@ impl Volumes {
     /// nobody may have a turn yet.
     #[must_use]
     pub fn sweep_all(&self) -> usize {
+        self.clear_all_stages();
         let swept = self.adoptable().inspect(|target| {
             if let Err(error) = self.sweep(target) {
                 warn!(%error, "leftovers of an earlier process stay");

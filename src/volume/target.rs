@@ -104,6 +104,14 @@ impl TargetPath {
         self.parent.rsplit('/').next()
     }
 
+    /// Another name in the folder that the kubelet made for the volume.
+    pub(super) fn beside(&self, leaf: &str) -> Self {
+        Self {
+            leaf: leaf.to_owned(),
+            ..self.clone()
+        }
+    }
+
     /// Where the kubelet binds what containers mount of the volume by subPath.
     pub(super) fn subpaths(&self, rules: &TargetRules) -> Option<PathBuf> {
         let pod = rules.pods.join(self.pod_uid.as_deref()?);

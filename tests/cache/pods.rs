@@ -84,6 +84,7 @@ impl Account {
             },
             tokens: Tokens::take(TokenSource::Secrets, &mut secrets, &mut HashMap::new()),
             secrets: BTreeMap::new(),
+            target_path: String::new(),
         })
     }
 }

@@ -54,6 +54,7 @@ fn names() -> BTreeSet<String> {
     metrics.rotated("file", &Err(PublishError::Busy), took);
     metrics.asked("file", "fetched");
     metrics.answered("file", took);
+    metrics.plugin_up("azure", true);
     metrics.reports.event(EventReason::Rotated, "written");
     metrics.reports.crd_is_whole("SecretProviderClass", true);
     let scrape = metrics.text();

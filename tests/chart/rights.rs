@@ -156,6 +156,8 @@ fn of_the_node_the_pod_sees_the_kubelets_folders_and_the_files_it_was_given() {
             format!("{root}/plugins/{folder}"),
             format!("{root}/plugins_registry"),
             format!("{root}/pods"),
+            "/etc/kubernetes/secrets-store-csi-providers".into(),
+            "/var/run/secrets-store-csi-providers".into(),
         ];
         if set == "full" {
             expected.push("/srv/secrets".into());

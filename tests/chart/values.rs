@@ -1,7 +1,10 @@
 //! What becomes of values: flags that the driver has, limits that fit, and the names that tools look for.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use clap::Parser;
-use coffer::config::{Config, NodeArgs};
+use coffer::config::{Config, NodeArgs, ProviderArgs};
 use serde_json::{Value, json};
 
 use crate::helm::{NEW, OLD, Objects, SETS, helm, list, text};
@@ -250,19 +253,87 @@ fn values_of_upstream_are_taken_and_the_notes_tell_which_change_nothing() {
             "windows",
             "logVerbosity",
             "livenessProbe",
-            "maxCallRecvMsgSize",
             "syncSecret",
             "enableSecretRotation",
-            "providerHealthCheck",
-            "providerHealthCheckInterval",
             "automountServiceAccountToken",
             "linux.livenessProbeImage",
             "linux.livenessProbe",
-            "linux.providersDir",
-            "linux.additionalProvidersDirs",
         ]
     );
     assert!(notes_of_upstream.contains("limit of\n200Mi"));
     assert!(!notes("default").contains("change nothing"));
     assert!(notes("default").contains("may hold 64Mi together"));
+}
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn plugins_are_what_the_values_say() {
+    let plugins = |set, given: &[&str]| config(&Objects::of(set, NEW, given)).plugins;
+    let default = plugins("default", &[]);
+    let folders = [
+        "/etc/kubernetes/secrets-store-csi-providers",
+        "/var/run/secrets-store-csi-providers",
+    ];
+    assert_eq!(default.settings().folders, folders.map(PathBuf::from));
+    assert_eq!(default.settings().uids, [1000]);
+    assert_eq!(default.settings().answer_bytes, 4 << 20);
+    assert_eq!(default.health_check(), None);
+    let upstream = plugins("upstream", &[]);
+    assert_eq!(upstream.settings().answer_bytes, 8 << 20);
+    assert_eq!(upstream.health_check(), Some(Duration::from_secs(60)));
+    let given = [
+        "linux.providersDir=/run/a",
+        "linux.additionalProvidersDirs=null",
+        "plugins.uids=null",
+        "plugins.preferred={vault,aws}",
+        "plugins.legacyWriters={aws}",
+        "plugins.audiences.gcp={*.goog}",
+    ];
+    let settings = plugins("default", &given).settings();
+    assert_eq!(settings.folders, [PathBuf::from("/run/a")]);
+    assert!(settings.uids.is_empty());
+    assert_eq!(settings.preferred, ["vault", "aws"]);
+    assert_eq!(settings.legacy_writers, ["aws"]);
+    assert_eq!(settings.audiences["gcp"], ["*.goog"]);
+    let mounted = Objects::of("default", NEW, &given);
+    let mounts = &mounted.container("secrets-store")["volumeMounts"];
+    let paths: Vec<_> = list(mounts)
+        .iter()
+        .map(|mount| text(&mount["mountPath"]))
+        .collect();
+    assert!(paths.contains(&"/run/a"), "{paths:?}");
+}
+
+/// Beside another driver nothing may be installed that it has as well.
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn providers_for_another_driver_are_all_that_is_installed() {
+    #[derive(Parser)]
+    struct Provider {
+        #[command(flatten)]
+        provider: ProviderArgs,
+    }
+    let release = Objects::of("default", NEW, &["asProviders={vault,file}"]);
+    for kind in [
+        "CSIDriver",
+        "CustomResourceDefinition",
+        "ClusterRole",
+        "ClusterRoleBinding",
+    ] {
+        assert!(release.all(kind).is_empty(), "{kind}");
+    }
+    let account = text(&release.one("ServiceAccount")["metadata"]["name"]).to_owned();
+    assert_ne!(account, "secrets-store-csi-driver");
+    let pod = &release.one("DaemonSet")["spec"]["template"]["spec"];
+    assert_eq!(pod["serviceAccountName"], account);
+    for (container, name) in list(&pod["containers"]).iter().zip(["vault", "file"]) {
+        let args: Vec<_> = list(&container["args"]).iter().map(text).collect();
+        let args = Provider::try_parse_from(args).expect("flags of the command");
+        assert_eq!(args.provider.name, name);
+        let socket = format!("/var/run/secrets-store-csi-providers/{name}.sock");
+        assert_eq!(args.provider.socket(), PathBuf::from(socket));
+        let rights = &container["securityContext"];
+        assert_eq!(rights["privileged"], false);
+        assert_eq!(rights["capabilities"], json!({"drop": ["ALL"]}));
+    }
 }

@@ -204,6 +204,7 @@ fn rule_o1_a_damaged_value_is_taken_apart_or_refused_and_never_quoted() {
         )),
         further_tokens: Default::default(),
         sharing: coffer_provider::Sharing::ServiceAccount,
+        forwarded: Default::default(),
         secrets: Default::default(),
     };
     let canary = "hunter2hunter2";

@@ -498,6 +498,7 @@ impl Node {
                 pod: pod("pod"),
                 tokens: Ok(Tokens::default()),
                 secrets: BTreeMap::new(),
+                target_path: String::new(),
             }),
             attributes: BTreeMap::new(),
             class: Some("shop".into()),

@@ -16,7 +16,23 @@ use crate::aws_servers::{Ministack, Moto};
 use crate::aws_stub::{Reply, Stub};
 use crate::harness::{Node, PATIENCE, counted, mounts, pod, replace};
 
-const WEST: &str = "us-west-2";
+pub(crate) const WEST: &str = "us-west-2";
+
+/// The flags by which a process takes the server at `address` for AWS, and the file that they name.
+pub(crate) fn flags(address: &str) -> (Vec<String>, tempfile::NamedTempFile) {
+    let authority = rcgen::generate_simple_self_signed(["nowhere.example".to_owned()]).unwrap();
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    fs::write(ca.path(), authority.cert.pem()).unwrap();
+    let url = format!("http://{address}");
+    let flags = vec![
+        format!("--ca-file={}", ca.path().display()),
+        format!("--aws-endpoint-secretsmanager={url}"),
+        format!("--aws-endpoint-ssm={url}"),
+        format!("--aws-endpoint-sts={url}"),
+        format!("--aws-region={WEST}"),
+    ];
+    (flags, ca)
+}
 
 /// A driver that takes the server at `address` for AWS, without the environment of whoever runs the tests.
 async fn node(address: &str, env: &[(&str, &str)]) -> Node {
@@ -25,17 +41,7 @@ async fn node(address: &str, env: &[(&str, &str)]) -> Node {
 
 /// The same with more flags.
 async fn node_with(address: &str, env: &[(&str, &str)], more: &[&str]) -> Node {
-    let authority = rcgen::generate_simple_self_signed(["nowhere.example".to_owned()]).unwrap();
-    let ca = tempfile::NamedTempFile::new().unwrap();
-    fs::write(ca.path(), authority.cert.pem()).unwrap();
-    let url = format!("http://{address}");
-    let flags = [
-        format!("--ca-file={}", ca.path().display()),
-        format!("--aws-endpoint-secretsmanager={url}"),
-        format!("--aws-endpoint-ssm={url}"),
-        format!("--aws-endpoint-sts={url}"),
-        format!("--aws-region={WEST}"),
-    ];
+    let (flags, _ca) = flags(address);
     let flags = flags.iter().map(String::as_str).chain(more.iter().copied());
     let flags: Vec<_> = flags.collect();
     Node::start_in(&flags, env).await
@@ -43,12 +49,15 @@ async fn node_with(address: &str, env: &[(&str, &str)], more: &[&str]) -> Node {
 
 /// A ServiceAccount of the Namespace `shop` with a role, beside the classes.
 fn account(node: &Node, name: &str, role: &str) {
-    let manifest = format!(
+    let file = format!("classes/account-{name}.yaml");
+    replace(&node.folders.at(&file), manifest(name, role).as_bytes());
+}
+
+pub(crate) fn manifest(name: &str, role: &str) -> String {
+    format!(
         "apiVersion: v1\nkind: ServiceAccount\nmetadata:\n  namespace: shop\n  name: {name}\n  annotations:\n    \
          eks.amazonaws.com/role-arn: arn:aws:iam::123456789012:role/{role}\n"
-    );
-    let file = format!("classes/account-{name}.yaml");
-    replace(&node.folders.at(&file), manifest.as_bytes());
+    )
 }
 
 fn class(node: &Node, name: &str, fields: &str, objects: &str) {
@@ -58,7 +67,7 @@ fn class(node: &Node, name: &str, fields: &str, objects: &str) {
 }
 
 /// A volume of pod `name` with a token of `account` for STS.
-fn volume(name: &str, account: &str, class: &str) -> PodVolume {
+pub(crate) fn volume(name: &str, account: &str, class: &str) -> PodVolume {
     volume_for("sts.amazonaws.com", name, account, class)
 }
 

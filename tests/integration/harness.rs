@@ -151,8 +151,17 @@ impl Node {
 
     /// The same, with more in the environment of the driver.
     pub(crate) async fn start_in(flags: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::start_as("provider: file", flags, env).await
+    }
+
+    /// A node with this class `shop`.
+    pub(crate) async fn start_with_class(spec: &str, flags: &[&str]) -> Self {
+        Self::start_as(spec, flags, &[]).await
+    }
+
+    async fn start_as(spec: &str, flags: &[&str], env: &[(&str, &str)]) -> Self {
         let folders = Folders::new();
-        folders.class("shop", "provider: file");
+        folders.class("shop", spec);
         folders.secret("password", "correct-horse");
         let mut node = Self {
             kubelet: folders.kubelet(),
@@ -213,6 +222,11 @@ impl Node {
                 "--file-root={}",
                 self.folders.at("secrets").display()
             ))
+            .arg(format!(
+                "--provider-volume={}",
+                self.folders.at("providers").display()
+            ))
+            .arg("--additional-provider-volume-paths=")
             .arg(format!("--metrics-addr={}", self.metrics))
             .arg("--node-id=node-1")
             // A variable, so that a test can choose another one by a flag.

@@ -43,6 +43,7 @@ mod lifecycle;
 mod limits;
 mod many;
 mod moving_over;
+mod plugins;
 mod privileges;
 mod publish;
 #[allow(dead_code, reason = "the tests of the provider need more of it")]
@@ -53,6 +54,7 @@ mod render;
 mod republish;
 mod rotation;
 mod scripted;
+mod served;
 mod soak;
 mod socket;
 #[allow(dead_code, reason = "the tests of the provider need more of it")]

@@ -124,6 +124,7 @@ impl Scripted {
             vault: Default::default(),
             #[cfg(feature = "aws")]
             aws: Default::default(),
+            plugins: Default::default(),
             metrics: Some(self.metrics),
         };
         (self.differs)(&mut config);

@@ -32,3 +32,15 @@
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* What classes of aws need to know of the cluster. */}}
+{{- define "coffer.awsRules" -}}
+# The role in the annotation of a pod's ServiceAccount.
+- apiGroups: [""]
+  resources: [serviceaccounts]
+  verbs: [get, list, watch]
+# The region in the label of the driver's own node.
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [get]
+{{- end -}}

@@ -14,9 +14,13 @@ everything has to have other names, for both to fit into one cluster. */}}
 {{- .Values.fullnameOverride | default $full | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* A fixed name: administrators have bound rights to it. */}}
+{{/* A fixed name: administrators have bound rights to it. Beside another driver there is one of that name already. */}}
 {{- define "coffer.serviceAccount" -}}
+{{- if .Values.asProviders -}}
+{{ include "coffer.fullname" . }}-providers
+{{- else -}}
 {{- ternary "secrets-store-csi-driver" (include "coffer.fullname" .) (eq (include "coffer.dropIn" .) "true") -}}
+{{- end -}}
 {{- end -}}
 
 {{/* What comes before the names of ClusterRoles. */}}
@@ -50,4 +54,16 @@ everything has to have other names, for both to fit into one cluster. */}}
 {{- else -}}
 {{ $image.repository }}:{{ $image.tag | default (index . 1) }}
 {{- end -}}
+{{- end -}}
+
+{{/* The volume with the token for the API server. */}}
+{{- define "coffer.apiToken" -}}
+# What the kubelet would mount into every container.
+- name: api-token
+  projected:
+    defaultMode: 0400
+    sources:
+    - serviceAccountToken: {path: token, expirationSeconds: 3607}
+    - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
+    - downwardAPI: {items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]}
 {{- end -}}

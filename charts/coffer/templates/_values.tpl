@@ -65,14 +65,24 @@ charged to it while they are written anew. */}}
 {{- toYaml $resources -}}
 {{- end -}}
 
+{{/* Whether the driver is installed, and not only providers for another one. */}}
+{{- define "coffer.isDriver" -}}
+{{- if not .Values.asProviders }}true{{ end -}}
+{{- end -}}
+
+{{/* Every folder of sockets, in the order in which they are searched. */}}
+{{- define "coffer.providersDirs" -}}
+{{- append (.Values.linux.additionalProvidersDirs | default list) .Values.linux.providersDir | uniq | toYaml -}}
+{{- end -}}
+
 {{/* Values of upstream's chart that were given and change nothing, one a line. */}}
 {{- define "coffer.unused" -}}
-{{- range $key := list "windows" "logVerbosity" "livenessProbe" "maxCallRecvMsgSize" "syncSecret" "enableSecretRotation" "providerHealthCheck" "providerHealthCheckInterval" "automountServiceAccountToken" }}
+{{- range $key := list "windows" "logVerbosity" "livenessProbe" "syncSecret" "enableSecretRotation" "automountServiceAccountToken" }}
 {{- if hasKey $.Values $key }}
 {{ $key }}
 {{- end }}
 {{- end }}
-{{- range $key := list "livenessProbeImage" "livenessProbe" "providersDir" "additionalProvidersDirs" }}
+{{- range $key := list "livenessProbeImage" "livenessProbe" }}
 {{- if hasKey $.Values.linux $key }}
 linux.{{ $key }}
 {{- end }}

@@ -41,6 +41,40 @@ pub struct Caller {
     pub sharing: Sharing,
     /// The data of the Secret that the volume's `nodePublishSecretRef` names.
     pub secrets: BTreeMap<String, SecretBytes>,
+    /// What a source gets that hands the request on; empty for every other one.
+    pub forwarded: Forwarded,
+}
+
+/// What only whoever hands a request on needs to see. Holds secrets, hence no `Debug`.
+#[derive(Clone, Default)]
+pub struct Forwarded {
+    /// The kubelet's target path of the volume, where nothing needs to be mounted yet.
+    pub target_path: String,
+    /// The pod's tokens by audience: those that [`crate::Source::forwards`] names, as far as there are any.
+    pub tokens: BTreeMap<String, ServiceAccountToken>,
+}
+
+/// The audiences of tokens that are handed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Audiences {
+    /// Every one but the empty one: a token without an audience is good for the API server itself.
+    All,
+    /// These; one that starts with `*` stands for all that end like it. The empty one only where it is listed.
+    Listed(Vec<String>),
+}
+
+impl Audiences {
+    /// Whether a token for this audience is handed on.
+    #[must_use]
+    pub fn admit(&self, audience: &str) -> bool {
+        match self {
+            Self::All => !audience.is_empty(),
+            Self::Listed(listed) => listed.iter().any(|one| match one.strip_prefix('*') {
+                Some(end) => !end.is_empty() && audience.ends_with(end),
+                None => one == audience,
+            }),
+        }
+    }
 }
 
 /// What a store tells callers apart by: the driver makes the identity of a cache entry of it.
@@ -59,4 +93,34 @@ pub enum IdentifiedBy {
     Pod,
     /// The pod's Namespace; no token is needed.
     Namespace,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_d5_the_empty_audience_is_handed_on_only_by_name() {
+        let listed =
+            |all: &[&str]| Audiences::Listed(all.iter().map(|&one| one.to_owned()).collect());
+        for (audiences, admitted, refused) in [
+            (Audiences::All, &["vault", "x"][..], &[""][..]),
+            (listed(&["vault"]), &["vault"], &["", "vault2", "x"]),
+            (listed(&["vault", ""]), &["vault", ""], &["x"]),
+            (
+                listed(&["*.svc.id.goog"]),
+                &["shop.svc.id.goog"],
+                &["", "svc.id.goog", "shop.svc.id.goog.example"],
+            ),
+            (listed(&["*"]), &[], &["", "x"]),
+            (listed(&[]), &[], &["", "x"]),
+        ] {
+            for audience in admitted {
+                assert!(audiences.admit(audience), "{audiences:?} {audience:?}");
+            }
+            for audience in refused {
+                assert!(!audiences.admit(audience), "{audiences:?} {audience:?}");
+            }
+        }
+    }
 }

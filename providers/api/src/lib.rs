@@ -25,7 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::Stream;
 
-pub use caller::{Caller, IdentifiedBy, Pod, ServiceAccount};
+pub use caller::{Audiences, Caller, Forwarded, IdentifiedBy, Pod, ServiceAccount};
 pub use error::{ErrorKind, ProviderError, clean_text};
 pub use object::{Format, Lease, Life, ObjectRef, Secret, SecretFile, Sharing, Version};
 pub use secret::{SecretBytes, ServiceAccountToken};
@@ -46,6 +46,24 @@ pub trait Provider: Send + Sync {
     fn source(&self, parameters: &Parameters) -> Result<Arc<dyn Source>, ProviderError>;
 }
 
+/// A provider and the name that classes call it by.
+pub type NamedProvider = (&'static str, Arc<dyn Provider>);
+
+/// Providers that are not part of the process: they come and go while it runs.
+pub trait Providers: Send + Sync {
+    /// The provider of this name, if it is on the node now or was before.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidParameters`] for a name that no such provider can have.
+    fn find(&self, name: &str) -> Result<Option<NamedProvider>, ProviderError>;
+
+    /// The names of those that are on the node now, sorted.
+    fn names(&self) -> Vec<String>;
+
+    /// Whether this one is wanted even where the process has a provider of its own by that name.
+    fn is_preferred(&self, name: &str) -> bool;
+}
+
 /// What one class asks of one store, checked.
 ///
 /// Every method can be called at any time, from many tasks at once, and its future can be dropped at
@@ -60,6 +78,12 @@ pub trait Source: Send + Sync {
     /// learns of the ServiceAccount when it is asked.
     fn further_audiences(&self) -> &[String] {
         &[]
+    }
+
+    /// The tokens that are handed on to whoever reads for this source, where that is somebody else. Those that
+    /// the pod does not have are no error.
+    fn forwards(&self) -> Option<&Audiences> {
+        None
     }
 
     /// What can be read, in the order of the class; names are unique.
@@ -100,6 +124,10 @@ pub trait Source: Send + Sync {
     fn watch(&self, _caller: &Caller) -> Option<Changes> {
         None
     }
+
+    /// The volume that this source was made for now holds these answers to [`Self::fetch`], each file under the
+    /// name that it has there.
+    fn written(&self, _secrets: &[&Secret]) {}
 
     /// Prolongs a lease that [`Life::Leased`] called renewable.
     ///

@@ -61,6 +61,8 @@ impl<'a> Driver<'a> {
             "providers.file.enabled=true".to_owned(),
             "linux.env[0].name=COFFER_VAULT_ADDR".to_owned(),
             format!("linux.env[0].value={VAULT}"),
+            // The node shares /etc with the machine, where nothing is to be left.
+            "linux.additionalProvidersDirs=null".to_owned(),
             // Everything that it could ever say: stories look for secrets in it.
             "logLevel=trace".to_owned(),
         ];

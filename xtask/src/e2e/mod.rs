@@ -14,6 +14,7 @@ mod manifests;
 mod moving_over;
 mod neighbour;
 mod node;
+mod plugin;
 mod quiet;
 mod reboot;
 mod republish;
@@ -106,6 +107,10 @@ const STORIES: &[(&str, Told)] = &[
     (
         "a secret of OpenBao, which asks the API server who the pod is",
         WithDriver(vault::run),
+    ),
+    (
+        "a provider plugin in Python is mounted, rotated and restarted",
+        WithDriver(plugin::run),
     ),
     (
         "the driver has the rights it needs and no other",

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::driver::Driver;
 
-/// CAP_CHOWN and CAP_SYS_ADMIN.
-const CAPABILITIES: u64 = 1 | 1 << 21;
+/// CAP_CHOWN, CAP_SYS_ADMIN, and CAP_DAC_OVERRIDE: by the chart's default plugins may belong to others than root.
+const CAPABILITIES: u64 = 1 | 1 << 21 | 1 << 1;
 
 pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
     let cluster = driver.cluster();

@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use crate::cluster::cache::Cache;
 use crate::tally::Tally;
 use crate::workspace;
-pub(crate) use parts::bao;
+pub(crate) use parts::{bao, grpcio};
 use report::{LeftOut, Report};
 pub(crate) use sweep::run as sweep;
 
@@ -38,6 +38,8 @@ const BAO: &str = "COFFER_BAO";
 /// Name the Python modules of the servers that stand in for AWS.
 const MOTO: &str = "COFFER_MOTO";
 const MINISTACK: &str = "COFFER_MINISTACK";
+/// Names the Python modules that the provider plugin of the tests imports.
+const GRPCIO: &str = "COFFER_GRPCIO";
 /// Tells these tests to write what they would compare.
 const UPDATE: &str = "COFFER_UPDATE";
 
@@ -51,6 +53,7 @@ pub(crate) fn run() -> ExitCode {
         let helm = scope.spawn(parts::helm);
         let bao = scope.spawn(parts::bao);
         let aws = scope.spawn(parts::aws);
+        let grpcio = scope.spawn(parts::grpcio);
 
         step(&mut tally, "formatting", || {
             succeed(cargo().args(["fmt", "--all", "--check"]))
@@ -65,15 +68,16 @@ pub(crate) fn run() -> ExitCode {
             )
         });
         let report = suite(&mut tally, "tests", cargo_test(cargo()));
-        let (bao, aws) = (made(bao), made(aws));
+        let (bao, aws, grpcio) = (made(bao), made(aws), made(grpcio));
         if let Some(left_out) = report.left_out.get("a mount namespace") {
-            in_namespace(
-                &mut tally,
-                left_out,
-                made(sanity),
-                bao.as_ref().ok(),
-                aws.as_ref().ok(),
-            );
+            let aws = aws.as_ref().ok();
+            let parts = [
+                (BAO, bao.as_ref().ok()),
+                (GRPCIO, grpcio.as_ref().ok()),
+                (MOTO, aws.map(|aws| &aws.moto)),
+                (MINISTACK, aws.map(|aws| &aws.ministack)),
+            ];
+            in_namespace(&mut tally, left_out, made(sanity), &parts);
         }
         with_aws(&mut tally, &report, aws);
         let ran = with_helm(&mut tally, made(helm), &["--ignored"], false);
@@ -193,8 +197,7 @@ fn in_namespace(
     tally: &mut Tally,
     left_out: &LeftOut,
     csi_sanity: Result<PathBuf>,
-    bao: Option<&PathBuf>,
-    aws: Option<&parts::Aws>,
+    parts: &[(&str, Option<&PathBuf>)],
 ) {
     let title = "tests in a mount namespace";
     let command = csi_sanity.and_then(|csi_sanity| {
@@ -202,9 +205,11 @@ fn in_namespace(
         command
             .arg(cargo().get_program())
             .env(CSI_SANITY, csi_sanity)
-            .envs(bao.map(|bao| (BAO, bao)))
-            .envs(aws.map(|aws| (MOTO, &aws.moto)))
-            .envs(aws.map(|aws| (MINISTACK, &aws.ministack)));
+            .envs(
+                parts
+                    .iter()
+                    .filter_map(|(name, part)| Some((name, (*part)?))),
+            );
         Ok(command)
     });
     let mut command = match command {

@@ -95,6 +95,12 @@ pub(super) fn aws() -> Result<Aws> {
     })
 }
 
+/// What the provider plugin of the tests imports, as a folder of Python modules.
+pub(crate) fn grpcio() -> Result<PathBuf> {
+    let requirements = "providers/plugin/tests/requirements.txt";
+    python_modules(&Cache::open()?, "grpcio", requirements)
+}
+
 /// The folder of the modules that a file of requirements pins.
 fn python_modules(cache: &Cache, what: &str, requirements: &str) -> Result<PathBuf> {
     let requirements = workspace().join(requirements);

@@ -8,7 +8,7 @@ pub use scripted::{Answer, ScriptedProvider};
 
 use std::collections::BTreeMap;
 
-use crate::{Caller, Pod, ServiceAccount, Sharing};
+use crate::{Caller, Forwarded, Pod, ServiceAccount, Sharing};
 
 /// A caller without a token: pod `web-0` of the ServiceAccount `web` in `namespace`.
 #[must_use]
@@ -27,5 +27,6 @@ pub fn caller(namespace: &str) -> Caller {
         further_tokens: BTreeMap::new(),
         sharing: Sharing::ServiceAccount,
         secrets: BTreeMap::new(),
+        forwarded: Forwarded::default(),
     }
 }

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use coffer_provider::{
-    Caller, Parameters, Pod, Provider, ProviderError, Secret, ServiceAccount, ServiceAccountToken,
-    Sharing, Source,
+    Caller, Forwarded, Parameters, Pod, Provider, ProviderError, Secret, ServiceAccount,
+    ServiceAccountToken, Sharing, Source,
 };
 use coffer_provider_aws::{AwsProvider, Cluster, Endpoints, Settings};
 use serde_json::json;
@@ -157,6 +157,7 @@ pub(crate) fn caller_for(audience: &str, namespace: &str, account: &str) -> Call
         further_tokens: BTreeMap::new(),
         sharing: Sharing::ServiceAccount,
         secrets: BTreeMap::new(),
+        forwarded: Forwarded::default(),
     }
 }
 

@@ -1,0 +1,400 @@
+//! The edge to another driver of secrets-store volumes: a provider of ours as one of its plugins.
+//!
+//! That driver asks again for every volume in each of its intervals, and never says that one is gone. So a volume
+//! keeps its place in the cache, with its leases, until it was not asked for during three intervals.
+
+mod convert;
+mod socket;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use coffer_proto::provider::csi_driver_provider_server::{
+    CsiDriverProvider, CsiDriverProviderServer,
+};
+use coffer_proto::provider::{MountRequest, MountResponse, VersionRequest, VersionResponse};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+
+use crate::cache::{SecretCache, Subscriber, Subscription};
+use crate::catalog::Catalog;
+use crate::class::SecretProviderClass;
+use crate::csi;
+use crate::error::PublishError;
+use crate::identity::Requester;
+use crate::payload::{Limits, Payload};
+use crate::publish::STORE_DEADLINE;
+use crate::spec::VolumeSpec;
+
+pub use socket::PluginSocket;
+
+/// The protocol, by the name that both sides give it.
+const PROTOCOL: &str = "v1alpha1";
+
+/// How many intervals a volume is kept that nobody asks for.
+const KEPT: u32 = 3;
+
+/// How long calls have to end after the process was told to.
+const DRAIN: Duration = Duration::from_secs(8);
+
+/// Most bytes of one request: the parameters of a class, tokens and secrets.
+const REQUEST_BYTES: usize = 4 << 20;
+
+/// A provider, served to another driver. Clones are the same one.
+#[derive(Clone)]
+pub struct Served(Arc<Inner>);
+
+struct Inner {
+    provider: &'static str,
+    catalog: Catalog,
+    cache: SecretCache,
+    limits: Limits,
+    interval: Duration,
+    volumes: Mutex<HashMap<VolumeKey, Held>>,
+}
+
+/// A volume, as far as the other driver tells them apart.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct VolumeKey {
+    pod_uid: String,
+    target_path: String,
+}
+
+struct Held {
+    volume: Arc<Volume>,
+    subscriber: Arc<Subscriber>,
+    asked: Instant,
+}
+
+struct Volume {
+    spec: VolumeSpec,
+    subscription: Subscription,
+}
+
+/// What the other driver asks for, checked as far as the request alone allows.
+struct Asked {
+    key: VolumeKey,
+    requester: Requester,
+    class: SecretProviderClass,
+}
+
+impl Served {
+    /// Serves the provider of this name in `catalog`, whose answers are good for `interval`.
+    #[must_use]
+    pub fn new(
+        provider: &'static str,
+        catalog: Catalog,
+        cache: SecretCache,
+        limits: Limits,
+        interval: Duration,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            provider,
+            catalog,
+            cache,
+            limits,
+            interval,
+            volumes: Mutex::default(),
+        }))
+    }
+
+    /// Serves until `stop`, and lets go of volumes that nobody asks for any more.
+    ///
+    /// # Errors
+    /// When the server fails by itself.
+    pub async fn run(
+        self,
+        socket: PluginSocket,
+        stop: CancellationToken,
+    ) -> Result<(), tonic::transport::Error> {
+        let releasing = self.clone();
+        let release = async move {
+            loop {
+                sleep(releasing.0.interval).await;
+                releasing.release();
+            }
+        };
+        tokio::spawn(stop.clone().run_until_cancelled_owned(release));
+        let cache = self.0.cache.clone();
+        let looking_until = stop.clone();
+        tokio::spawn(async move { cache.run(looking_until).await });
+        let (connections, _remove) = socket.into_parts();
+        let service = CsiDriverProviderServer::new(self)
+            .max_decoding_message_size(REQUEST_BYTES)
+            .max_encoding_message_size(usize::MAX);
+        let serve = Server::builder()
+            .add_service(service)
+            .serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
+        let give_up = async {
+            stop.cancelled().await;
+            sleep(DRAIN).await;
+        };
+        tokio::select! {
+            served = serve => served,
+            // A driver that does not let go of its connection is no reason to stay.
+            () = give_up => Ok(()),
+        }
+    }
+
+    fn volumes(&self) -> MutexGuard<'_, HashMap<VolumeKey, Held>> {
+        let volumes = self.0.volumes.lock();
+        volumes.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets the volumes that were not asked for during three intervals, and with them what the store gave.
+    fn release(&self) {
+        let kept = self.0.interval * KEPT;
+        let mut volumes = self.volumes();
+        let before = volumes.len();
+        volumes.retain(|_, held| held.asked.elapsed() <= kept);
+        let (released, left) = (before - volumes.len(), volumes.len());
+        drop(volumes);
+        if released > 0 {
+            info!(released, left, "volumes that nobody asks for are let go of");
+        }
+    }
+
+    async fn read(&self, asked: Asked, deadline: Instant) -> Result<MountResponse, PublishError> {
+        let started = Instant::now();
+        let volume = self.volume(asked)?;
+        let read = timeout_at(deadline, volume.subscription.read()).await;
+        let late = |_| PublishError::DeadlineExceeded(deadline.duration_since(started).as_secs());
+        let secrets = read.map_err(late)??;
+        let payload = Payload::project(&volume.spec, &secrets, None, &self.0.limits)?;
+        Ok(convert::response(&volume.spec, &secrets, &payload))
+    }
+
+    /// The volume in the cache: the one of the last time, unless its class has become another one.
+    fn volume(&self, asked: Asked) -> Result<Arc<Volume>, PublishError> {
+        let requester = Arc::new(asked.requester);
+        if let Some(held) = self.volumes().get_mut(&asked.key)
+            && held.volume.spec.class_hash() == asked.class.hash
+        {
+            held.asked = Instant::now();
+            held.subscriber.renew(requester);
+            held.volume.subscription.republished();
+            return Ok(held.volume.clone());
+        }
+        let spec = self
+            .0
+            .catalog
+            .resolve(Arc::new(asked.class), &Default::default())?;
+        let subscriber = Subscriber::new(asked.key.target_path.clone(), requester);
+        // Its tidings go unheard: it is asked for, and not told.
+        let (subscription, _) = self.0.cache.subscribe(&spec, &subscriber)?;
+        let volume = Arc::new(Volume { spec, subscription });
+        let held = Held {
+            volume: volume.clone(),
+            subscriber,
+            asked: Instant::now(),
+        };
+        self.volumes().insert(asked.key, held);
+        Ok(volume)
+    }
+}
+
+#[tonic::async_trait]
+impl CsiDriverProvider for Served {
+    async fn version(
+        &self,
+        _: Request<VersionRequest>,
+    ) -> Result<Response<VersionResponse>, Status> {
+        Ok(Response::new(VersionResponse {
+            version: PROTOCOL.to_owned(),
+            runtime_name: format!("coffer-{}", self.0.provider),
+            runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn mount(
+        &self,
+        request: Request<MountRequest>,
+    ) -> Result<Response<MountResponse>, Status> {
+        let time = csi::time_for_stores(request.metadata(), STORE_DEADLINE);
+        let deadline = Instant::now() + time;
+        let asked = convert::asked(request.into_inner(), self.0.provider, self.0.interval);
+        let read = match asked {
+            Ok(asked) => self.read(asked, deadline).await,
+            Err(error) => Err(error),
+        };
+        read.map(Response::new).map_err(|error| {
+            let reason = error.reason().as_str();
+            let detail = error.detail().unwrap_or_default();
+            warn!(provider = self.0.provider, reason, %error, detail, "volume not read");
+            csi::status(&error)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Metrics;
+    use async_trait::async_trait;
+    use coffer_provider::{
+        Caller, Format, IdentifiedBy, Lease, Life, ObjectRef, Parameters, Provider, ProviderError,
+        Secret, SecretBytes, SecretFile, Sharing, Source, Version,
+    };
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    const LEASE: Duration = Duration::from_secs(15);
+
+    /// A store of one leased secret, which counts what it is asked.
+    #[derive(Default)]
+    struct Store {
+        object: Vec<ObjectRef>,
+        counts: Arc<Counts>,
+    }
+
+    #[derive(Default)]
+    struct Counts {
+        read: AtomicUsize,
+        renewed: AtomicUsize,
+        released: AtomicUsize,
+        logged_out: AtomicUsize,
+    }
+
+    impl Counts {
+        fn seen(&self) -> [usize; 3] {
+            [&self.read, &self.released, &self.logged_out]
+                .map(|count| count.load(Ordering::Relaxed))
+        }
+    }
+
+    fn life() -> Life {
+        Life::Leased {
+            lease: Lease::new("lease".into()),
+            duration: LEASE,
+            renewable: true,
+        }
+    }
+
+    impl Provider for Store {
+        fn source(&self, _: &Parameters) -> Result<Arc<dyn Source>, ProviderError> {
+            Ok(Arc::new(Self {
+                object: vec![ObjectRef {
+                    name: "a".into(),
+                    request: "a".into(),
+                }],
+                counts: self.counts.clone(),
+            }))
+        }
+    }
+
+    #[async_trait]
+    impl Source for Store {
+        fn identified_by(&self) -> &IdentifiedBy {
+            &IdentifiedBy::Namespace
+        }
+
+        fn objects(&self) -> &[ObjectRef] {
+            &self.object
+        }
+
+        async fn fetch(
+            &self,
+            _: &Caller,
+            objects: &[ObjectRef],
+        ) -> Vec<Result<Secret, ProviderError>> {
+            self.counts.read.fetch_add(1, Ordering::Relaxed);
+            let secret = || Secret {
+                files: vec![SecretFile {
+                    name: "a".into(),
+                    bytes: SecretBytes::new(b"one".to_vec()),
+                    format: Format::Opaque,
+                    mode: None,
+                }],
+                version: Version::new("1").expect("good"),
+                life: life(),
+                sharing: Sharing::Pod,
+            };
+            objects.iter().map(|_| Ok(secret())).collect()
+        }
+
+        async fn renew(&self, _: &Caller, _: &Lease) -> Result<Life, ProviderError> {
+            self.counts.renewed.fetch_add(1, Ordering::Relaxed);
+            Ok(life())
+        }
+
+        async fn release(&self, _: &Caller, leases: &[Lease], _: Duration) {
+            let released = &self.counts.released;
+            released.fetch_add(leases.len(), Ordering::Relaxed);
+        }
+
+        async fn log_out(&self, _: &Caller) {
+            self.counts.logged_out.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn request(pod_uid: &str) -> MountRequest {
+        MountRequest {
+            attributes: serde_json::json!({
+                "csi.storage.k8s.io/pod.name": "web-0",
+                "csi.storage.k8s.io/pod.namespace": "shop",
+                "csi.storage.k8s.io/pod.uid": pod_uid,
+                "csi.storage.k8s.io/serviceAccount.name": "web",
+                "csi.storage.k8s.io/ephemeral": "true",
+                "secretProviderClass": "shop",
+            })
+            .to_string(),
+            secrets: "null".into(),
+            target_path: format!("/pods/{pod_uid}"),
+            permission: "420".into(),
+            current_object_version: vec![],
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_volume_that_nobody_asks_for_gives_its_lease_back_after_three_intervals() {
+        let interval = Duration::from_secs(10);
+        let store = Store::default();
+        let counts = store.counts.clone();
+        let catalog = Catalog::default().with("leasing", Arc::new(store));
+        let metrics = Arc::new(Metrics::default());
+        let cache = SecretCache::new(Default::default(), metrics);
+        let looking = cache.clone();
+        tokio::spawn(async move { looking.run(CancellationToken::new()).await });
+        let served = Served::new("leasing", catalog, cache, Limits::default(), interval);
+        let ask = async |pod_uid| {
+            let answer = served.mount(Request::new(request(pod_uid))).await;
+            let answer = answer.expect("read").into_inner();
+            assert_eq!(answer.files[0].contents, b"one");
+        };
+        ask("kept").await;
+        ask("gone").await;
+        assert_eq!(counts.seen(), [2, 0, 0], "a lease for each pod");
+        for _ in 0..KEPT {
+            sleep(interval).await;
+            ask("kept").await;
+            served.release();
+            assert_eq!(served.volumes().len(), 2);
+        }
+        assert_eq!(
+            counts.seen(),
+            [2, 0, 0],
+            "what is kept is renewed, not made anew"
+        );
+        assert!(counts.renewed.load(Ordering::Relaxed) >= 4);
+        sleep(Duration::from_millis(1)).await;
+        served.release();
+        assert_eq!(served.volumes().len(), 1);
+        // The cache keeps it a little longer, for a pod that takes the place of that one.
+        for _ in 0..6 {
+            sleep(interval).await;
+            ask("kept").await;
+        }
+        assert_eq!(counts.seen(), [2, 1, 0], "the other one stays as it is");
+        sleep(interval * 20).await;
+        served.release();
+        sleep(interval * 20).await;
+        assert_eq!(
+            counts.seen(),
+            [2, 2, 1],
+            "with the last one the store is left"
+        );
+    }
+}
