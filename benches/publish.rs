@@ -340,6 +340,7 @@ impl Driver {
             cache: Default::default(),
             classes: None,
             kubeconfig: None,
+            remove_startup_taint: false,
             file_root: None,
             vault: Default::default(),
             #[cfg(feature = "aws")]

@@ -18,15 +18,31 @@ fn rules(values: &[&str]) -> Value {
 #[test]
 #[ignore = "needs helm: cargo xtask test"]
 fn the_right_to_serviceaccounts_and_nodes_comes_with_aws_alone() {
-    assert_eq!(list(&rules(&[])).len(), 1);
+    let without = rules(&[]);
+    let without = list(&without).len();
     let core = |resource: &str, verbs: &[&str]| json!({"apiGroups": [""], "resources": [resource], "verbs": verbs});
     assert_eq!(
-        list(&rules(&[ON]))[1..],
+        list(&rules(&[ON]))[without..],
         [
             core("serviceaccounts", &["get", "list", "watch"]),
             core("nodes", &["get"]),
         ]
     );
+}
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn aws_for_another_driver_has_these_rights_and_no_other() {
+    let release = Objects::of("default", NEW, &["asProviders={vault,aws}"]);
+    let role = release.one("ClusterRole");
+    assert_eq!(list(&role["rules"]).len(), 2);
+    let binding = release.one("ClusterRoleBinding");
+    assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
+    for container in list(&release.pod()["containers"]) {
+        let mounts = list(&container["volumeMounts"]).iter();
+        let token = mounts.clone().any(|mount| mount["name"] == "api-token");
+        assert_eq!(token, container["name"] == "aws", "{container}");
+    }
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn a_value_that_cannot_be_is_named() {
         ("a source that is none", "tokenSource=pod", "/tokenSource"),
         (
             "tokens for the API server",
-            "tokenRequests[0].audience=",
+            "tokenRequests[0].expirationSeconds=600,tokenRequests[0].audience=",
             "tokenRequests: an empty audience asks for tokens that are good at the API server",
         ),
         (
