@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime};
 
-use coffer_provider::{Pod, clean_text};
+use coffer_provider::{Pod, Version, clean_text};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -129,7 +129,7 @@ impl Shown {
             .flat_map(|source| source.objects.iter().map(move |object| (source, object)));
         let ids = objects.map(|(source, object)| {
             let name = match object.name.as_str() {
-                "" => &object.request,
+                "" => source.provider,
                 name => name,
             };
             let id = match sources.len() {
@@ -168,14 +168,33 @@ impl VolumeStatus {
                 secret_provider_class_name: Some(shown.class.name.clone()),
                 mounted: Some(true),
                 target_path: Some(request.target.to_string()),
-                objects: Some(objects(shown, record, &facts)),
+                objects: Some(objects(shown, record, &facts, &held_by_plugins(published))),
                 conditions: Some(conditions(looked, &facts)),
             },
         })
     }
 }
 
-fn objects(shown: &Shown, record: &Record, facts: &HashMap<&str, &Fact>) -> Vec<ObjectStatus> {
+/// By the name of its object in the record: what a plugin says that it gave.
+fn held_by_plugins(published: &Published) -> HashMap<String, Vec<(String, String)>> {
+    let followed = published.followed.iter();
+    let sources = followed.flat_map(|followed| followed.spec.sources());
+    let held = sources.filter_map(|source| {
+        let [object] = source.objects.as_slice() else {
+            return None;
+        };
+        let holds = source.source.holds();
+        (!holds.is_empty()).then(|| (source.object_key(object), holds))
+    });
+    held.collect()
+}
+
+fn objects(
+    shown: &Shown,
+    record: &Record,
+    facts: &HashMap<&str, &Fact>,
+    by_plugins: &HashMap<String, Vec<(String, String)>>,
+) -> Vec<ObjectStatus> {
     let mut objects: Vec<_> = shown
         .ids
         .iter()
@@ -186,14 +205,26 @@ fn objects(shown: &Shown, record: &Record, facts: &HashMap<&str, &Fact>) -> Vec<
             let recorded = held.expires.and_then(|ends| i64::try_from(ends).ok());
             let recorded = recorded.and_then(|ends| Timestamp::from_second(ends).ok());
             let error = fact.and_then(|fact| fact.error.as_ref());
-            Some(ObjectStatus {
+            let status = ObjectStatus {
                 id: Some(id.clone()),
                 version: Some(held.version.clone()),
                 last_fetch_time: fact.and_then(|fact| fact.answered).map(at),
                 next_fetch_time: fact.and_then(|fact| fact.due).map(at),
                 expiration_time: ends.or(recorded),
                 last_error: error.map(|error| clean_text(&error.to_string(), ERROR_BYTES)),
-            })
+            };
+            Some((key, status))
+        })
+        .flat_map(|(key, status)| match by_plugins.get(key) {
+            None => vec![status],
+            Some(held) => held
+                .iter()
+                .map(|(id, version)| ObjectStatus {
+                    id: Some(clean_text(id, ID_BYTES)),
+                    version: Some(clean_text(version, Version::MAX_BYTES)),
+                    ..status.clone()
+                })
+                .collect(),
         })
         .collect();
     objects.sort_by(|one, other| one.id.cmp(&other.id));

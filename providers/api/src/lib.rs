@@ -129,6 +129,12 @@ pub trait Source: Send + Sync {
     /// name that it has there.
     fn written(&self, _secrets: &[&Secret]) {}
 
+    /// What that volume now holds, each object with its version, in the words of whoever reads for this source;
+    /// nothing where the driver knows the objects by itself.
+    fn holds(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     /// Prolongs a lease that [`Life::Leased`] called renewable.
     ///
     /// # Errors

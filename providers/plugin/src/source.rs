@@ -159,6 +159,14 @@ impl Source for PluginSource {
         }
     }
 
+    fn holds(&self) -> Vec<(String, String)> {
+        let versions = self.versions();
+        let written = versions.written.iter();
+        written
+            .map(|object| (object.id.clone(), object.version.clone()))
+            .collect()
+    }
+
     fn written(&self, secrets: &[&Secret]) {
         let mut versions = self.versions();
         // Another volume's source may have been given this answer: then nobody here knows its versions.
