@@ -76,7 +76,8 @@ impl Reporter {
         let pod = &event.pod;
         Event {
             metadata: ObjectMeta {
-                generate_name: Some(format!("{}.", pod.name)),
+                // A dot at its end, as in the names of kubelet events, would not be taken here.
+                generate_name: Some(format!("{}-", pod.name)),
                 namespace: Some(pod.namespace.clone()),
                 ..Default::default()
             },

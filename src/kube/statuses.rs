@@ -8,6 +8,7 @@ use std::time::Duration;
 use ::kube::Client;
 use ::kube::api::{Api, DeleteParams, DynamicObject, PostParams, Preconditions};
 use ::kube::core::{ApiResource, GroupVersionKind, ObjectMeta};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -104,7 +105,7 @@ impl Writer {
             };
             let mut status = wanted.status.clone();
             let before = known.as_ref().map(|known| &known.status);
-            status.continues(before, jiff::Timestamp::now());
+            status.continues(before, now());
             if let Some(known) = known
                 && !status.is_news(&known.status, known.at.elapsed())
             {
@@ -235,6 +236,11 @@ impl Writer {
         };
         object
     }
+}
+
+/// In whole seconds, as times of Kubernetes are.
+fn now() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default()
 }
 
 /// Whether it is for want of a right, and not since the Namespace is about to go.

@@ -356,6 +356,11 @@ async fn events(State(kept): Shared, method: Method, uri: Uri, body: Bytes) -> R
         return refused;
     }
     let event: Value = serde_json::from_slice(&body).unwrap();
+    // What comes before the part that is made up has to look like the beginning of a name.
+    let prefix = event["metadata"]["generateName"].as_str().unwrap();
+    if !prefix.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '-') {
+        return refuse(422, "Invalid");
+    }
     kept.0.lock().unwrap().events.push(event.clone());
     answer(201, &event)
 }
