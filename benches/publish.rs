@@ -346,6 +346,7 @@ impl Driver {
             #[cfg(feature = "aws")]
             aws: Default::default(),
             plugins: Default::default(),
+            sync: Default::default(),
             metrics: None,
         };
         let kubelet = FakeKubelet::new(folder, &config.socket);

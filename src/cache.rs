@@ -673,6 +673,26 @@ impl Subscription {
         whole.then_some(values)
     }
 
+    /// How long ago the oldest of the values was read, or found to be the newest still; `None` where nothing
+    /// is known of one.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        let now = clock::now();
+        let mut state = self.cache.state();
+        let mut oldest = Duration::ZERO;
+        for wanted in self.parts.iter().flat_map(|part| &part.objects) {
+            let key = self.effective(&state, wanted);
+            let entry = state.entry(&key);
+            match &entry.held {
+                Some(held) => oldest = oldest.max(now.duration_since(held.at)),
+                // The store does not have it.
+                None if entry.failed.is_some() => {}
+                None => return None,
+            }
+        }
+        Some(oldest)
+    }
+
     /// Believes what an earlier process wrote into the volume: nothing is read until it is due, in an
     /// order that is spread over the interval.
     pub fn adopt(&self, record: &Record) {

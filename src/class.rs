@@ -8,6 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use coffer_provider::{Parameters, Sharing, clean_text};
+use coffer_sync::{ObjectError, SecretObject, SecretObjectSpec};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -55,6 +56,9 @@ pub struct SecretProviderClass {
     pub sharing: Option<Sharing>,
     /// The value of the annotation [`REFRESH`]: another one makes everything due.
     pub refresh_mark: Option<String>,
+    /// The Kubernetes Secrets to make from a volume's files. One that is wrong in a field that upstream has
+    /// hinders only itself.
+    pub secret_objects: Vec<Result<SecretObject, ObjectError>>,
     /// Changes whenever the spec does.
     pub hash: String,
 }
@@ -268,41 +272,8 @@ pub(crate) struct Spec {
     #[schemars(with = "String", extend("enum" = ["ServiceAccount", "Pod"]))]
     sharing: Option<SharingSpec>,
     /// Kubernetes Secrets to make from the volume's files.
-    #[serde(default, rename = "secretObjects")]
-    _secret_objects: Option<Vec<SecretObject>>,
-}
-
-/// A Kubernetes Secret to make from the volume's files. A volume does not look at it.
-#[derive(Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct SecretObject {
-    /// The Secret's name.
-    #[serde(rename = "secretName")]
-    _secret_name: Option<String>,
-    /// The Secret's type.
-    #[serde(rename = "type")]
-    _type: Option<String>,
-    /// Labels for the Secret.
-    #[serde(rename = "labels")]
-    _labels: Option<BTreeMap<String, String>>,
-    /// Annotations for the Secret.
-    #[serde(rename = "annotations")]
-    _annotations: Option<BTreeMap<String, String>>,
-    /// The Secret's keys.
-    #[serde(rename = "data")]
-    _data: Option<Vec<SecretObjectData>>,
-}
-
-/// One key of a Secret.
-#[derive(Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct SecretObjectData {
-    /// The file in the volume.
-    #[serde(rename = "objectName")]
-    _object_name: Option<String>,
-    /// The key.
-    #[serde(rename = "key")]
-    _key: Option<String>,
+    #[serde(default)]
+    secret_objects: Option<Vec<SecretObjectSpec>>,
 }
 
 /// What a document of a class file turned out to be.
@@ -405,6 +376,7 @@ impl SecretProviderClass {
         });
         let items = spec.items.clone();
         let (optional, immutable) = (spec.optional, spec.immutable);
+        let secret_objects = secret_objects(spec.secret_objects.as_deref().unwrap_or_default())?;
         let sources = sources(spec)?;
         check_items(&items, &sources)?;
         Ok(Self {
@@ -417,6 +389,7 @@ impl SecretProviderClass {
             refresh,
             sharing,
             refresh_mark: None,
+            secret_objects,
             hash,
         })
     }
@@ -442,6 +415,27 @@ fn refresh(spec: Option<&RefreshSpec>) -> Result<Refresh, ClassError> {
         interval: duration("interval", spec.interval)?,
         max_stale: duration("maxStale", spec.max_stale)?.unwrap_or_default(),
     })
+}
+
+/// Each Secret, or what is wrong with it; a field of our own that is wrong is an error of the class.
+fn secret_objects(
+    specs: &[SecretObjectSpec],
+) -> Result<Vec<Result<SecretObject, ObjectError>>, ClassError> {
+    let mut names = BTreeSet::new();
+    let objects = specs.iter().enumerate().map(|(index, spec)| {
+        spec.check_ours().map_err(|error| {
+            let field = format!("spec.secretObjects[{index}].{}", error.field());
+            ClassError::new(field, error.problem())
+        })?;
+        let object = SecretObject::new(spec);
+        Ok(
+            object.and_then(|object| match names.insert(object.name.clone()) {
+                true => Ok(object),
+                false => Err(object.is_there_twice()),
+            }),
+        )
+    });
+    objects.collect()
 }
 
 /// `provider` and `parameters` are the short form of one source.
@@ -577,6 +571,54 @@ mod tests {
         assert_eq!(class.sources[0].provider, "vault");
         assert_eq!(class.sources[0].parameters["roleName"], "shop");
         assert_eq!(class.default_mode, Mode::DEFAULT);
+        let [Ok(object)] = class.secret_objects.as_slice() else {
+            panic!("one Secret");
+        };
+        assert_eq!(
+            (object.name.as_str(), object.kind.as_str()),
+            ("s", "Opaque")
+        );
+    }
+
+    #[test]
+    fn a_secret_object_of_upstream_hinders_only_itself_and_our_fields_are_strict() {
+        let with = |objects: &str| one(&format!("provider: a\nsecretObjects: {objects}"));
+        let class = with(
+            "[{}, {secretName: s, type: kubernetes.io/service-account-token, data: [{objectName: a, key: a}]}, \
+             {secretName: s, data: [{objectName: a, key: a}]}, {secretName: s, allFiles: true}]",
+        )
+        .expect("good");
+        let read: Vec<_> = class
+            .secret_objects
+            .iter()
+            .map(|object| object.as_ref().err().map_or("", |error| error.field()))
+            .collect();
+        assert_eq!(read, ["secretName", "type", "", "secretName"]);
+        for (objects, message) in [
+            (
+                "[{secretName: s, imutable: true}]",
+                "spec.secretObjects[0].imutable: unknown field",
+            ),
+            (
+                "[{}, {immutable: 'true'}]",
+                "spec.secretObjects[1].immutable: invalid type",
+            ),
+            (
+                "[{data: [{objectName: a, split: XML}]}]",
+                "spec.secretObjects[0].data[0].split: unknown variant",
+            ),
+            (
+                "[{allFiles: true, data: [{objectName: a, key: a}]}]",
+                "spec.secretObjects[0].allFiles: cannot stand beside data",
+            ),
+            (
+                "[{type: Opaque, registry: r.test}]",
+                "spec.secretObjects[0].registry: is only for the type",
+            ),
+        ] {
+            let error = with(objects).expect_err(objects).to_string();
+            assert!(error.starts_with(message), "{error}");
+        }
     }
 
     #[test]

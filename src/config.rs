@@ -93,6 +93,10 @@ pub struct NodeArgs {
     #[command(flatten)]
     pub plugins: PluginArgs,
 
+    /// Which Kubernetes Secrets are made
+    #[command(flatten)]
+    pub sync: SyncArgs,
+
     /// Most bytes of secret values that are kept in memory
     #[arg(long, env = "COFFER_CACHE_BYTES", default_value = "32Mi", value_parser = quantity)]
     pub cache_bytes: u64,
@@ -293,6 +297,18 @@ pub enum Sharing {
     Pod,
 }
 
+/// The flags of Secrets that are made from volumes.
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SyncArgs {
+    /// Makes the Kubernetes Secrets that classes want in secretObjects; needs the right to do so
+    #[arg(long, env = "COFFER_SYNC_SECRETS", conflicts_with = "classes")]
+    pub sync_secrets: bool,
+
+    /// Lets classes make Secrets with which nodes join the cluster
+    #[arg(long, env = "COFFER_SYNC_BOOTSTRAP_TOKENS", requires = "sync_secrets")]
+    pub sync_bootstrap_tokens: bool,
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -336,6 +352,8 @@ pub struct Config {
     pub aws: AwsArgs,
     /// Which plugins there are, and what they may do.
     pub plugins: PluginArgs,
+    /// Which Secrets are made.
+    pub sync: SyncArgs,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
 }
@@ -474,6 +492,7 @@ impl TryFrom<NodeArgs> for Config {
             #[cfg(feature = "aws")]
             aws: args.aws,
             plugins: args.plugins,
+            sync: args.sync,
             metrics: metrics(&args.metrics_addr)?,
         })
     }

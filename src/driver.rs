@@ -31,6 +31,7 @@ use crate::kube::ApiServer;
 use crate::payload::Limits;
 use crate::publish::Publisher;
 use crate::report::Reports;
+use crate::sync::SecretSync;
 use crate::telemetry::Metrics;
 use crate::volume::Volumes;
 
@@ -79,8 +80,8 @@ pub async fn run_with(
     run_reporting(config, catalog, classes, None, stop).await
 }
 
-/// Runs the driver with these providers and classes until `stop`, and tells the API server how its volumes
-/// are, where there is one.
+/// Runs the driver with these providers and classes until `stop`; tells the API server how its volumes are,
+/// and makes Secrets there, where there is one and the settings want it.
 ///
 /// # Errors
 /// As [`run`].
@@ -147,6 +148,11 @@ pub async fn run_reporting(
             )
         }
     };
+    let sync = api_server.as_ref().filter(|_| config.sync.sync_secrets);
+    let sync = sync.map(|api_server| {
+        let secrets = api_server.secrets(&config.driver_name);
+        SecretSync::new(secrets, config.sync.sync_bootstrap_tokens)
+    });
     let publisher = Publisher::new(
         classes,
         catalog,
@@ -154,6 +160,7 @@ pub async fn run_reporting(
         volumes.clone(),
         metrics.clone(),
         reports,
+        sync,
     );
     let (registered, node_id) = (Arc::new(Notify::new()), config.node_id.clone());
     let settings = ServerSettings {

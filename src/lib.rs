@@ -42,6 +42,7 @@ pub mod schedule;
 pub mod serve;
 pub mod spec;
 pub mod statuses;
+pub mod sync;
 pub mod telemetry;
 pub mod tokens;
 pub mod volume;

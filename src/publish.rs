@@ -1,5 +1,7 @@
 //! The one path of a volume: publish, republish, rotation and unpublish.
 
+mod secrets;
+
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -27,8 +29,10 @@ use crate::registry::{Followed, Published, Registry, Turn};
 use crate::report::Reports;
 use crate::rotation;
 use crate::spec::VolumeSpec;
+use crate::sync::{SecretSync, Synced};
 use crate::telemetry::Metrics;
 use crate::volume::{HeldObject, LAYOUT, Outcome, Record, State, TargetPath, VolumeError, Volumes};
+use secrets::{files, stamp};
 
 /// For whoever has such a container.
 const SUB_PATH: &str = "a container mounts a file of this volume by subPath: it keeps the file of its start, and no rotation reaches it; mount the whole volume instead";
@@ -61,6 +65,16 @@ pub struct Done {
     pub provider: &'static str,
 }
 
+/// What a look at a published volume has come to.
+pub(crate) struct Looked {
+    /// What it did to the volume.
+    pub(crate) outcome: Outcome,
+    /// These replace those before.
+    pub(crate) tidings: Option<Tidings>,
+    /// When to look again, whatever is told until then.
+    pub(crate) look_again: Option<Instant>,
+}
+
 /// Brings volumes onto the node and keeps them fresh.
 pub struct Publisher {
     classes: Classes,
@@ -70,11 +84,12 @@ pub struct Publisher {
     registry: Registry,
     metrics: Arc<Metrics>,
     reports: Reports,
+    sync: Option<SecretSync>,
     rotations: Semaphore,
 }
 
 impl Publisher {
-    /// A publisher of these parts.
+    /// A publisher of these parts; without `sync` it makes no Kubernetes Secrets.
     #[must_use]
     pub fn new(
         classes: Classes,
@@ -83,6 +98,7 @@ impl Publisher {
         volumes: Arc<Volumes>,
         metrics: Arc<Metrics>,
         reports: Reports,
+        sync: Option<SecretSync>,
     ) -> Arc<Self> {
         Arc::new(Self {
             classes,
@@ -92,6 +108,7 @@ impl Publisher {
             registry: Registry::default(),
             metrics,
             reports,
+            sync,
             rotations: Semaphore::new(ROTATIONS),
         })
     }
@@ -170,6 +187,17 @@ impl Publisher {
         let secrets = in_time(turn, deadline, subscription.read()).await??;
         let payload = self.payload(&spec, &secrets, &request)?;
         let record = record(&spec, &secrets, SystemTime::now())?;
+        let stamp = stamp(&record, subscription.age());
+        let synced = self
+            .sync(
+                spec.class(),
+                &request,
+                files(&payload),
+                stamp,
+                None,
+                deadline,
+            )
+            .await;
         let (target, mounted) = (request.target.clone(), record.clone());
         let outcome = self
             .on_node(move |volumes| volumes.mount(&target, &payload, &mounted))
@@ -181,10 +209,15 @@ impl Publisher {
             true => (None, silence()),
             false => (Some(Followed { spec, subscription }), tidings),
         };
-        **turn = Some(Published {
-            shown,
-            ..self.published(request, Some(record), subscriber, followed, Some(told))
-        });
+        let published = self.published(
+            request,
+            Some(record),
+            subscriber,
+            followed,
+            Some(told),
+            synced,
+        );
+        **turn = Some(Published { shown, ..published });
         self.metrics.volumes.set(self.registry.len() as i64);
         Ok(outcome)
     }
@@ -199,7 +232,7 @@ impl Publisher {
         let Some(published) = &mut **turn else {
             info!(volume.id = %request.volume_id, "volume taken over");
             let subscriber = Subscriber::new(request.volume_id.clone(), request.requester.clone());
-            **turn = Some(self.published(request, record, subscriber, None, None));
+            **turn = Some(self.published(request, record, subscriber, None, None, None));
             self.metrics.volumes.set(self.registry.len() as i64);
             return;
         };
@@ -218,13 +251,22 @@ impl Publisher {
         subscriber: Arc<Subscriber>,
         followed: Option<Followed>,
         tidings: Option<Tidings>,
+        synced: Option<Synced>,
     ) -> Published {
         let class = class_name(&request).map(|name| self.classes.watch(&name));
-        let follow = rotation::follow(self.clone(), subscriber.clone(), class.ok(), tidings);
+        let look_at = synced.as_ref().map(|synced| synced.due);
+        let follow = rotation::follow(
+            self.clone(),
+            subscriber.clone(),
+            class.ok(),
+            tidings,
+            look_at,
+        );
         Published {
             request,
             record,
             shown: None,
+            synced,
             told_of_subpaths: false,
             subscriber,
             followed,
@@ -233,14 +275,11 @@ impl Publisher {
     }
 
     /// Looks at what is new for a published volume, in its class and in the cache, and writes it again
-    /// where that is something else than it has. The tidings that may come back replace those before.
+    /// where that is something else than it has.
     ///
     /// # Errors
     /// The volume keeps what it has.
-    pub(crate) async fn rotate(
-        self: &Arc<Self>,
-        volume_id: &str,
-    ) -> Result<(Outcome, Option<Tidings>), PublishError> {
+    pub(crate) async fn rotate(self: &Arc<Self>, volume_id: &str) -> Result<Looked, PublishError> {
         let started = Instant::now();
         let _one_of_many = self.rotations.acquire().await;
         let mut turn = self.registry.turn(volume_id).await;
@@ -249,7 +288,13 @@ impl Publisher {
         let looked = self.look(&mut turn, &mut tidings).await;
         self.metrics.rotated(provider, &looked, started.elapsed());
         self.reports.looked(turn.as_ref(), &looked);
-        looked.map(|outcome| (outcome, tidings))
+        let synced = turn.as_ref().and_then(|volume| volume.synced.as_ref());
+        let look_again = synced.map(|synced| synced.due);
+        looked.map(|outcome| Looked {
+            outcome,
+            tidings,
+            look_again,
+        })
     }
 
     async fn look(
@@ -260,10 +305,11 @@ impl Publisher {
         let published = turn.as_mut().ok_or(PublishError::Unpublished)?;
         let class = self.classes.find(&class_name(&published.request)?)?;
         if let Some(record) = published.record.as_ref().filter(|held| held.immutable) {
-            return match record.class == class.hash {
-                true => Ok(Outcome::Unchanged),
-                false => Err(PublishError::Immutable(class.name.clone())),
-            };
+            if record.class != class.hash {
+                return Err(PublishError::Immutable(class.name.clone()));
+            }
+            self.sync_when_due(published, &class).await;
+            return Ok(Outcome::Unchanged);
         }
         match &mut published.followed {
             Some(followed) if followed.spec.class_hash() == class.hash => {
@@ -272,10 +318,13 @@ impl Publisher {
                     followed
                         .subscription
                         .marked(&format!("{} {mark}", class.name));
-                    followed.spec.refreshed(class);
+                    followed.spec.refreshed(class.clone());
                 }
             }
-            _ => *tidings = Some(self.follow_class(turn, class).await?),
+            _ => *tidings = Some(self.follow_class(turn, class.clone()).await?),
+        }
+        if let Some(published) = &mut **turn {
+            self.sync_when_due(published, &class).await;
         }
         let outcome = self.write_what_is_new(turn).await?;
         if let Some(published) = &mut **turn
@@ -335,6 +384,17 @@ impl Publisher {
         };
         let payload = self.payload(spec, &secrets, &published.request)?;
         let record = record(spec, &secrets, SystemTime::now())?;
+        // In one step with the files (D14): whoever sees the one sees the other.
+        published.synced = self
+            .sync(
+                spec.class(),
+                &published.request,
+                files(&payload),
+                stamp(&record, subscription.age()),
+                published.synced.as_ref(),
+                Instant::now() + STORE_DEADLINE,
+            )
+            .await;
         let (target, next) = (published.request.target.clone(), record.clone());
         let outcome = self
             .on_node(move |volumes| volumes.rotate(&target, &payload, &next))

@@ -12,6 +12,7 @@ use crate::cache::{Subscriber, Subscription};
 use crate::pod_status::Shown;
 use crate::publish::PublishRequest;
 use crate::spec::VolumeSpec;
+use crate::sync::Synced;
 use crate::volume::Record;
 
 /// What this process knows of its volumes. There is no list of all of them to walk: each is reached
@@ -34,6 +35,8 @@ pub struct Published {
     pub record: Option<Record>,
     /// What its status says of its class; not known yet for one that was taken over.
     pub shown: Option<Shown>,
+    /// What has become of the Kubernetes Secrets made of it; nothing yet, or there are none.
+    pub synced: Option<Synced>,
     /// It was said that a container mounts some of it by subPath.
     pub told_of_subpaths: bool,
     /// The volume as the cache knows it.

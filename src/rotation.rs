@@ -23,16 +23,17 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(2);
 
 /// Follows one volume for as long as it is published. Without `tidings` (a volume that an earlier
-/// process made) it looks at once.
+/// process made) it looks at once, otherwise at `look_at` if nothing is told before.
 pub(crate) async fn follow(
     publisher: Arc<Publisher>,
     volume: Arc<Subscriber>,
     mut class: Option<Changes>,
     mut tidings: Option<Tidings>,
+    look_at: Option<Instant>,
 ) {
     let volume_id = volume.volume_id.as_str();
     let taken_over = tidings.is_none();
-    let mut look_at = taken_over.then(Instant::now);
+    let mut look_at = taken_over.then(Instant::now).or(look_at);
     let mut sweep_at = taken_over.then(|| Instant::now() + SWEEP);
     let mut retry = RETRY;
     let mut failing = None;
@@ -56,13 +57,14 @@ pub(crate) async fn follow(
         let rotated = AssertUnwindSafe(publisher.rotate(volume_id)).catch_unwind();
         let rotated = rotated.await.unwrap_or(Err(PublishError::Panicked));
         match rotated {
-            Ok((outcome, from_now_on)) => {
-                tidings = from_now_on.or(tidings);
+            Ok(looked) => {
+                tidings = looked.tidings.or(tidings);
+                look_at = looked.look_again;
                 retry = RETRY;
                 if failing.take().is_some() {
                     info!(volume.id = %volume_id, "volume is looked after again");
                 }
-                match outcome {
+                match looked.outcome {
                     Outcome::TooSoon(wait) => look_at = Some(Instant::now() + wait),
                     Outcome::Rotated => {
                         info!(volume.id = %volume_id, "volume rotated");

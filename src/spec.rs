@@ -135,7 +135,13 @@ impl VolumeSpec {
         self.class = class;
     }
 
-    /// The class.
+    /// The class itself.
+    #[must_use]
+    pub fn class(&self) -> &Arc<SecretProviderClass> {
+        &self.class
+    }
+
+    /// The class's name.
     #[must_use]
     pub fn class_name(&self) -> &ClassName {
         &self.class.name

@@ -152,6 +152,7 @@ impl Demo {
                 #[cfg(feature = "aws")]
                 aws: Default::default(),
                 plugins: Default::default(),
+                sync: Default::default(),
                 metrics: None,
             },
             secrets,

@@ -1,4 +1,5 @@
-//! How requests to the API server are made: with a deadline, and again after a wait.
+//! How requests to the API server are made: with a deadline, again after a wait, and with errors that quote
+//! nothing else.
 
 use std::path::Path;
 use std::time::Duration;
@@ -35,25 +36,49 @@ pub(super) async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client>
 
 /// Why a request came to nothing. Holds no part of an answer but the API server's own sentence.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RequestError {
+pub enum RequestError {
+    /// There was no answer in time.
     #[error("the API server did not answer within {} s", DEADLINE.as_secs())]
     Late,
+    /// The API server said no.
     #[error("{code} {reason}: {message}")]
     Answered {
+        /// The HTTP code.
         code: u16,
+        /// One word.
         reason: String,
+        /// One sentence, cleaned and cut.
         message: String,
     },
+    /// The API server could not be asked.
     #[error("{0}")]
     Away(String),
 }
 
 impl RequestError {
     /// The code that the API server answered with.
-    pub(super) fn code(&self) -> Option<u16> {
+    #[must_use]
+    pub fn code(&self) -> Option<u16> {
         match self {
             Self::Answered { code, .. } => Some(*code),
             Self::Late | Self::Away(_) => None,
+        }
+    }
+}
+
+impl RequestError {
+    /// Whether the object is gone, or another one, or another version than the request was about.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        match self {
+            Self::Answered {
+                code: 404 | 409, ..
+            } => true,
+            // What a patch with another object's UID is told: the UID cannot be changed.
+            Self::Answered {
+                code: 422, message, ..
+            } => message.contains("metadata.uid:"),
+            _ => false,
         }
     }
 }
@@ -64,8 +89,11 @@ impl From<::kube::Error> for RequestError {
             ::kube::Error::Api(status) => Self::Answered {
                 code: status.code,
                 reason: status.reason,
-                message: coffer_provider::clean_text(&status.message, 256),
+                // Long enough for what follows the longest name.
+                message: coffer_provider::clean_text(&status.message, 512),
             },
+            // A parser's message may quote what it read, which here may be a Secret.
+            ::kube::Error::SerdeError(_) => Self::Away("its answer cannot be read".to_owned()),
             error => Self::Away(cause(&error)),
         }
     }

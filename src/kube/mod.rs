@@ -9,6 +9,7 @@ mod events;
 mod installed;
 #[cfg(feature = "aws")]
 mod node;
+mod secrets;
 mod statuses;
 mod taint;
 
@@ -24,8 +25,10 @@ use crate::statuses::Statuses;
 use crate::telemetry::Metrics;
 #[cfg(feature = "aws")]
 pub use accounts::Accounts;
+pub use client::RequestError;
+pub use secrets::{Live, LiveMeta, Owner, Secrets, Write};
 
-/// The API server of the cluster. Nothing of the driver waits for it.
+/// The API server of the cluster. Nothing of the driver waits for it at its start.
 #[derive(Clone)]
 pub struct ApiServer {
     client: Client,
@@ -89,5 +92,11 @@ impl ApiServer {
     /// Looks at the installed CRDs, and says so where they do not know our fields.
     pub fn check_crds(&self, metrics: Arc<Metrics>) {
         tokio::spawn(installed::look(self.client.clone(), metrics));
+    }
+
+    /// The Secrets of the cluster, written in the name of this driver.
+    #[must_use]
+    pub fn secrets(&self, driver_name: &str) -> Secrets {
+        Secrets::new(self.client.clone(), driver_name)
     }
 }

@@ -9,12 +9,13 @@
 //! The layout is that of Kubernetes' own volumes, and so is the promise: a reader who opens `..data`
 //! once sees one generation. What a crash leaves behind is found by its name and removed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime};
 
+use coffer_provider::SecretBytes;
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
@@ -303,6 +304,27 @@ fn is_present(root: &OwnedFd, present: &str, payload: &Payload) -> Result<bool, 
         }
     }
     Ok(true)
+}
+
+/// The files of the present generation, by their paths.
+pub(super) fn read(root: &OwnedFd) -> Result<BTreeMap<String, SecretBytes>, Errno> {
+    let generation = open_folder(root, &present(root)?)?;
+    let mut paths = BTreeSet::new();
+    list_files(&generation, "", &mut paths)?;
+    let mut files = BTreeMap::new();
+    for path in paths {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let opened =
+            rustix::fs::openat2(&generation, path.as_str(), flags, Mode::empty(), BENEATH)?;
+        let size = rustix::fs::fstat(&opened)?.st_size;
+        // As large as it will be: growing would leave copies behind.
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default() + 1);
+        std::fs::File::from(opened)
+            .read_to_end(&mut bytes)
+            .map_err(errno)?;
+        files.insert(path, SecretBytes::new(bytes));
+    }
+    Ok(files)
 }
 
 fn holds(mut file: std::fs::File, bytes: &[u8]) -> std::io::Result<bool> {

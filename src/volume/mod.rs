@@ -11,9 +11,11 @@ mod record;
 mod staging;
 mod target;
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use coffer_provider::SecretBytes;
 use rustix::fs::{AtFlags, FlockOperation, Mode};
 use rustix::io::Errno;
 use tracing::warn;
@@ -378,6 +380,15 @@ impl Volumes {
             recorded.map_err(|errno| target.failed("mark", errno))?;
         }
         Ok(outcome)
+    }
+
+    /// What a volume holds, by the paths of its files.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotMounted`] when there is no volume of ours.
+    pub fn files(&self, target: &TargetPath) -> Result<BTreeMap<String, SecretBytes>, VolumeError> {
+        let (root, _, _alone) = self.open_volume_alone(target)?;
+        generation::read(&root).map_err(|errno| target.failed("read", errno))
     }
 
     /// Removes what an earlier generation or a crash left in a volume, once no reader can be in it.

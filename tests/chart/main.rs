@@ -12,6 +12,7 @@ mod helm;
 mod monitoring;
 mod refused;
 mod rights;
+mod sync;
 mod values;
 
 #[test]

@@ -253,7 +253,6 @@ fn values_of_upstream_are_taken_and_the_notes_tell_which_change_nothing() {
             "windows",
             "logVerbosity",
             "livenessProbe",
-            "syncSecret",
             "enableSecretRotation",
             "automountServiceAccountToken",
             "linux.livenessProbeImage",

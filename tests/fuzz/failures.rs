@@ -521,5 +521,6 @@ fn publisher(store: &ScriptedProvider, classes: &Classes) -> Arc<Publisher> {
         volumes,
         metrics,
         Default::default(),
+        None,
     )
 }

@@ -24,5 +24,6 @@ mod node;
 mod panics;
 mod paths;
 mod requests;
+mod secrets;
 mod targets;
 mod writer;

@@ -36,6 +36,8 @@ pub(crate) struct Scripted {
     /// What its configuration has that others have not.
     differs: fn(&mut Config),
     kubeconfig: Option<PathBuf>,
+    /// Where Secrets are made, of classes that are in the folder all the same.
+    api_server: Option<ApiServer>,
     stop: CancellationToken,
     driver: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -65,23 +67,37 @@ impl Scripted {
         others: [(&'static str, Arc<dyn Provider>); N],
         differs: fn(&mut Config),
     ) -> Self {
-        Self::start_at(store, others, differs, None).await
+        let folders = Folders::new();
+        folders.class("shop", "provider: scripted\nparameters: {objects: 'a,b'}");
+        Self::start_at(folders, store, others, differs, None, None).await
     }
 
     /// The same with this store in a cluster, which has the class `shop`.
     pub(crate) async fn start_in(cluster: &FakeApiServer, store: ScriptedProvider) -> Self {
         cluster.class("shop", "{provider: scripted, parameters: {objects: 'a,b'}}");
-        Self::start_at(store, [], |_| (), Some(cluster.kubeconfig())).await
+        let kubeconfig = Some(cluster.kubeconfig());
+        Self::start_at(Folders::new(), store, [], |_| (), kubeconfig, None).await
+    }
+
+    /// The same as [`Self::start`] with Secrets at an API server, as its class wants them.
+    pub(crate) async fn start_syncing(api_server: ApiServer, secrets: &str) -> Self {
+        let folders = Folders::new();
+        let spec =
+            format!("provider: scripted\nparameters: {{objects: 'a,b'}}\nsecretObjects: {secrets}");
+        folders.class("shop", &spec);
+        let store = ScriptedProvider::default();
+        let syncs = |config: &mut Config| config.sync.sync_secrets = true;
+        Self::start_at(folders, store, [], syncs, None, Some(api_server)).await
     }
 
     async fn start_at<const N: usize>(
+        folders: Folders,
         store: ScriptedProvider,
         others: [(&'static str, Arc<dyn Provider>); N],
         differs: fn(&mut Config),
         kubeconfig: Option<PathBuf>,
+        api_server: Option<ApiServer>,
     ) -> Self {
-        let folders = Folders::new();
-        folders.class("shop", "provider: scripted\nparameters: {objects: 'a,b'}");
         store.set_value("a", "one");
         store.set_value("b", "two");
         let catalog = Catalog::default().with("scripted", Arc::new(store.clone()));
@@ -98,6 +114,7 @@ impl Scripted {
             store,
             catalog,
             kubeconfig,
+            api_server,
         };
         node.run().await;
         node
@@ -125,13 +142,14 @@ impl Scripted {
             #[cfg(feature = "aws")]
             aws: Default::default(),
             plugins: Default::default(),
+            sync: Default::default(),
             metrics: Some(self.metrics),
         };
         (self.differs)(&mut config);
         let (classes, api_server) = match self.kubeconfig.as_deref() {
             None => (
                 class_folder::follow(&self.folders.at("classes")).unwrap(),
-                None,
+                self.api_server.clone(),
             ),
             Some(kubeconfig) => {
                 let api_server = ApiServer::of(Some(kubeconfig)).await.unwrap();

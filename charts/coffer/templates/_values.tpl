@@ -77,7 +77,7 @@ charged to it while they are written anew. */}}
 
 {{/* Values of upstream's chart that were given and change nothing, one a line. */}}
 {{- define "coffer.unused" -}}
-{{- range $key := list "windows" "logVerbosity" "livenessProbe" "syncSecret" "enableSecretRotation" "automountServiceAccountToken" }}
+{{- range $key := list "windows" "logVerbosity" "livenessProbe" "enableSecretRotation" "automountServiceAccountToken" }}
 {{- if hasKey $.Values $key }}
 {{ $key }}
 {{- end }}

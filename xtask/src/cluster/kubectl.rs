@@ -134,6 +134,15 @@ impl Namespace<'_> {
         Ok(())
     }
 
+    /// Runs kubectl in this namespace with something to read, and gives what it printed.
+    pub(crate) fn kubectl_given(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut kubectl = self.cluster.client("kubectl")?;
+        output_given(
+            kubectl.args(["--namespace", &self.name]).args(arguments),
+            input,
+        )
+    }
+
     /// Waits until the pod is ready.
     pub(crate) fn wait_for_pod(&self, pod: &str, within: Duration) -> Result<()> {
         let (pod, timeout) = (

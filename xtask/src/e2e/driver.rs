@@ -63,6 +63,7 @@ impl<'a> Driver<'a> {
             format!("linux.env[0].value={VAULT}"),
             // The node shares /etc with the machine, where nothing is to be left.
             "linux.additionalProvidersDirs=null".to_owned(),
+            "syncSecret.enabled=true".to_owned(),
             // Everything that it could ever say: stories look for secrets in it.
             "logLevel=trace".to_owned(),
         ];

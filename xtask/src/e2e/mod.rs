@@ -26,6 +26,7 @@ mod startup_taint;
 mod status;
 mod stop;
 mod sub_path;
+mod sync;
 mod tokens;
 mod two_volumes;
 mod upgrade;
@@ -115,6 +116,38 @@ const STORIES: &[(&str, Told)] = &[
     (
         "the driver has the rights it needs and no other",
         WithDriver(rights::run),
+    ),
+    (
+        "sync: a pod starts with its environment and its pull secrets from Secrets of its volume",
+        WithDriver(sync::environment::run),
+    ),
+    (
+        "bats_c8_c9_c10_sync: two Deployments of one class keep two owners, each goes with its own",
+        WithDriver(sync::owners::run),
+    ),
+    (
+        "bats_c11_c12_sync: a class of the same name in another Namespace does not matter",
+        WithDriver(sync::namespaces::run),
+    ),
+    (
+        "bats_c14_sync: two classes in two volumes of one pod",
+        WithDriver(sync::two_classes::run),
+    ),
+    (
+        "bats_c15_sync: a rotation reaches the files and the Secret",
+        WithDriver(sync::rotation::run),
+    ),
+    (
+        "rule_k3_sync: a Secret of somebody else survives byte for byte",
+        WithDriver(sync::foreign::run),
+    ),
+    (
+        "rule_k5_sync: the driver's account is fenced in",
+        WithDriver(sync::fence::run),
+    ),
+    (
+        "sync: 500 Secrets that nobody changes are not written",
+        WithDriver(sync::quiet::run),
     ),
     (
         "rule_t15_pods_that_come_and_go_leave_nothing",
