@@ -295,22 +295,34 @@ impl Volumes {
             Err(Errno::EXIST) => false,
             Err(errno) => return Err(target.failed("make the folder of", errno)),
         };
-        let folder = target.open_in(&parent)?;
-        let folder = folder.ok_or_else(|| VolumeError::NotMounted(target.clone()))?;
-        let mounted = match self.look(target, &folder)? {
-            State::Absent => self.attach(target, &built, &folder),
-            State::Empty => self.fill(target, &folder, payload, record),
-            State::Complete(_) | State::Inherited => {
-                Err(target.refused("a volume is mounted there already"))
-            }
-        };
-        mounted.inspect_err(|_| {
+        let placed = self.place(target, &parent, &built, payload, record);
+        placed.inspect_err(|_| {
             // Before a first success a final error may never be followed by an unpublish.
             if made {
                 let _ = rustix::fs::unlinkat(&parent, target.leaf(), AtFlags::REMOVEDIR);
             }
         })?;
         Ok(Outcome::Mounted)
+    }
+
+    /// Puts the volume where it is wanted, as it is fit for what is there.
+    fn place(
+        &self,
+        target: &TargetPath,
+        parent: &OwnedFd,
+        built: &Built,
+        payload: &Payload,
+        record: &Record,
+    ) -> Result<(), VolumeError> {
+        let folder = target.open_in(parent)?;
+        let folder = folder.ok_or_else(|| VolumeError::NotMounted(target.clone()))?;
+        match self.look(target, &folder)? {
+            State::Absent => self.attach(target, built, &folder),
+            State::Empty => self.fill(target, &folder, payload, record),
+            State::Complete(_) | State::Inherited => {
+                Err(target.refused("a volume is mounted there already"))
+            }
+        }
     }
 
     fn attach(
