@@ -309,6 +309,7 @@ impl SecretCache {
         let mut told = Vec::new();
         for (index, source) in spec.sources().iter().enumerate() {
             let identity = requester.identity(&*source.source, sharing)?;
+            let identity = identity.known_as(source.known_as.as_ref());
             let watch = match spec.refresh().strategy {
                 None | Some(RefreshStrategy::Watch) => {
                     let sharing = identity.login_sharing();

@@ -31,6 +31,8 @@ struct Login {
     audience: String,
     store: String,
     role: String,
+    /// What somebody else than the class says that the account is to the store; empty where nobody does.
+    known_as: String,
     /// The pod, where the class has each pod logged in by itself.
     pod: Option<String>,
 }
@@ -43,6 +45,15 @@ impl Identity {
             pod: Some(uid.to_owned()),
             ..self.clone()
         }
+    }
+
+    /// The same identity, known to its store as this, where that is not in the class.
+    #[must_use]
+    pub fn known_as(mut self, known_as: Option<&String>) -> Self {
+        if let (Some(login), Some(known_as)) = (&mut self.login, known_as) {
+            login.known_as.clone_from(known_as);
+        }
+        self
     }
 
     /// The identity that a store has logged in, whichever pods share that.
@@ -138,6 +149,7 @@ impl Requester {
                     audience: audience.clone(),
                     store: store.clone(),
                     role: role.clone(),
+                    known_as: String::new(),
                     pod: uid().filter(|_| sharing == Some(Sharing::Pod)),
                 });
             }

@@ -178,7 +178,8 @@ impl Publisher {
     ) -> Result<Outcome, PublishError> {
         let name = class_name(&request)?;
         let class = in_time(turn, deadline, self.classes.find_soon(&name)).await??;
-        let spec = self.catalog.resolve(class, &request.attributes)?;
+        let mut spec = self.catalog.resolve(class, &request.attributes)?;
+        in_time(turn, deadline, spec.identify(&request.requester.pod)).await?;
         if !self.catalog.pod_attributes_win() {
             self.reports.resolved(&request, &spec);
         }
@@ -346,12 +347,18 @@ impl Publisher {
         class: Arc<SecretProviderClass>,
     ) -> Result<Tidings, PublishError> {
         let published = turn.as_ref().ok_or(PublishError::Unpublished)?;
-        let spec = self.catalog.resolve(class, &published.request.attributes)?;
+        let mut spec = self.catalog.resolve(class, &published.request.attributes)?;
+        let deadline = Instant::now() + STORE_DEADLINE;
+        in_time(
+            turn,
+            deadline,
+            spec.identify(&published.request.requester.pod),
+        )
+        .await?;
         let (subscription, tidings) = self.cache.subscribe(&spec, &published.subscriber)?;
         match &published.record {
             Some(record) if record.class == spec.class_hash() => subscription.adopt(record),
             _ => {
-                let deadline = Instant::now() + STORE_DEADLINE;
                 let secrets = in_time(turn, deadline, subscription.read()).await??;
                 // A set that cannot be laid out is not followed.
                 self.payload(&spec, &secrets, &published.request)?;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coffer_provider::{ObjectRef, Parameters, Sharing, Source};
+use coffer_provider::{ObjectRef, Parameters, Pod, Sharing, Source};
 use sha2::{Digest, Sha256};
 
 use crate::class::{ClassName, Item, Mode, Refresh, SecretProviderClass};
@@ -27,6 +27,8 @@ pub struct VolumeSource {
     pub source: Arc<dyn Source>,
     /// The objects that the volume needs of it.
     pub objects: Vec<ObjectRef>,
+    /// What the store will know the pod's ServiceAccount as, where not the class says it.
+    pub known_as: Option<String>,
     /// The names of those that the volume can do without.
     optional: BTreeSet<String>,
 }
@@ -50,6 +52,7 @@ impl VolumeSpec {
             VolumeSource {
                 optional: optional.collect(),
                 objects,
+                known_as: None,
                 name: declared.name.clone(),
                 provider,
                 source,
@@ -59,6 +62,13 @@ impl VolumeSpec {
             sources: sources.collect(),
             class,
             interval,
+        }
+    }
+
+    /// Finds out whom the stores will see in the pod, where that is not in the class.
+    pub async fn identify(&mut self, pod: &Pod) {
+        for source in &mut self.sources {
+            source.known_as = source.source.known_as(pod).await;
         }
     }
 

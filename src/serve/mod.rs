@@ -160,16 +160,17 @@ impl Served {
 
     async fn read(&self, asked: Asked, deadline: Instant) -> Result<MountResponse, PublishError> {
         let started = Instant::now();
-        let volume = self.volume(asked)?;
-        let read = timeout_at(deadline, volume.subscription.read()).await;
         let late = |_| PublishError::DeadlineExceeded(deadline.duration_since(started).as_secs());
+        let volume = timeout_at(deadline, self.volume(asked)).await;
+        let volume = volume.map_err(late)??;
+        let read = timeout_at(deadline, volume.subscription.read()).await;
         let secrets = read.map_err(late)??;
         let payload = Payload::project(&volume.spec, &secrets, None, &self.0.limits)?;
         Ok(convert::response(&volume.spec, &secrets, &payload))
     }
 
     /// The volume in the cache: the one of the last time, unless its class has become another one.
-    fn volume(&self, asked: Asked) -> Result<Arc<Volume>, PublishError> {
+    async fn volume(&self, asked: Asked) -> Result<Arc<Volume>, PublishError> {
         let requester = Arc::new(asked.requester);
         if let Some(held) = self.volumes().get_mut(&asked.key)
             && held.volume.spec.class_hash() == asked.class.hash
@@ -179,10 +180,11 @@ impl Served {
             held.volume.subscription.republished();
             return Ok(held.volume.clone());
         }
-        let spec = self
+        let mut spec = self
             .0
             .catalog
             .resolve(Arc::new(asked.class), &Default::default())?;
+        spec.identify(&requester.pod).await;
         let subscriber = Subscriber::new(asked.key.target_path.clone(), requester);
         // Its tidings go unheard: it is asked for, and not told.
         let (subscription, _) = self.0.cache.subscribe(&spec, &subscriber)?;

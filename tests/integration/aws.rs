@@ -251,6 +251,18 @@ async fn aws_statement_10_who_is_denied_gets_an_error_of_their_own_and_no_value_
     let again = volume("b", "web", "db");
     node.kubelet.publish(&again).await.unwrap();
     assert_eq!(node.read(&again, "app_db"), b"canary");
+
+    // From now on the account has another role, which may read nothing: no further pod gets what the first one read.
+    aws.role("less", "shop:web", &[]).await;
+    account(&node, "web", "less");
+    let status = node.kubelet.publish(&volume("c", "web", "db")).await;
+    let status = status.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    assert!(status.message().contains("role/less"), "{status}");
+    for running in [&web, &again] {
+        node.kubelet.publish(running).await.unwrap();
+        assert_eq!(node.read(running, "app_db"), b"canary");
+    }
     assert!(!node.log().contains("canary"));
 }
 

@@ -74,6 +74,13 @@ pub trait Source: Send + Sync {
     /// comes out the same.
     fn identified_by(&self) -> &IdentifiedBy;
 
+    /// What the store will know the pod's ServiceAccount as, where not the class but somebody else decides that:
+    /// a part of what answers are shared by. Asked before a volume reads anything, so it may wait a while;
+    /// `None` where that is unknown, or not so.
+    async fn known_as(&self, _pod: &Pod) -> Option<String> {
+        None
+    }
+
     /// Audiences that the store may want a token for instead of the declared one, by what the provider
     /// learns of the ServiceAccount when it is asked.
     fn further_audiences(&self) -> &[String] {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
-use coffer_provider::{Caller, ErrorKind, ProviderError};
+use coffer_provider::{Caller, ErrorKind, Pod, ProviderError};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use tokio::time::Instant;
@@ -228,6 +228,15 @@ impl Sessions {
         if !slots.keys().any(|key| is_same(&key.account)) {
             self.cluster.forget(&account.namespace, &account.name);
         }
+    }
+
+    /// The role that the annotation of the pod's ServiceAccount names, as far as that is known.
+    pub(crate) async fn role_of(&self, pod: &Pod) -> Option<String> {
+        let account = &pod.service_account.name;
+        let role = self
+            .cluster
+            .annotation(&pod.namespace, account, ROLE_ANNOTATION);
+        role.await.ok().flatten()
     }
 
     /// Looks up what a login shows besides the token.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use coffer_provider::{
-    Caller, ErrorKind, IdentifiedBy, Life, ObjectRef, ProviderError, Secret, Sharing, Source,
+    Caller, ErrorKind, IdentifiedBy, Life, ObjectRef, Pod, ProviderError, Secret, Sharing, Source,
     Version,
 };
 use futures_util::future::join_all;
@@ -211,6 +211,14 @@ impl AwsSource {
 impl Source for AwsSource {
     fn identified_by(&self) -> &IdentifiedBy {
         &self.identified_by
+    }
+
+    async fn known_as(&self, pod: &Pod) -> Option<String> {
+        match self.class.login.via {
+            Via::WebIdentity => self.sessions.role_of(pod).await,
+            // The agent knows the role, and the driver does not.
+            Via::PodIdentity(_) => None,
+        }
     }
 
     fn further_audiences(&self) -> &[String] {
