@@ -281,6 +281,11 @@ pub struct VaultArgs {
     #[arg(long, env = "COFFER_VAULT_EVENTS")]
     pub vault_events: bool,
 
+    /// File with a key of the cluster, for versions of what has none in its store: the same on every node, and
+    /// telling nothing of the content. Without it, such versions are the process's own
+    #[arg(long, env = "COFFER_CLUSTER_KEY_FILE")]
+    pub cluster_key_file: Option<PathBuf>,
+
     /// Lets classes switch off the verification of certificates
     #[arg(long, env = "COFFER_ALLOW_INSECURE_TLS")]
     pub allow_insecure_tls: bool,

@@ -243,6 +243,7 @@ fn vault_settings(
         ca_file: args.vault_tls_ca_cert.clone(),
         ca_files: args.vault_ca_file.clone(),
         version_key_file: args.vault_version_key_file.clone(),
+        cluster_key_file: args.cluster_key_file.clone(),
         events: args.vault_events,
         client_certificate: client_certificate
             .map(|(certificate, key)| ClientCertificate { certificate, key }),

@@ -21,7 +21,12 @@ fn file(set: &str, kubernetes: &str) -> String {
 
 /// The CRDs have a file of their own, so they are left out of these.
 fn rendered(set: &str, kubernetes: &str) -> String {
-    template(set, kubernetes, &["crds.install=false"]).expect("values that the chart takes")
+    template(
+        set,
+        kubernetes,
+        &["crds.install=false", "clusterKey.value=golden"],
+    )
+    .expect("values that the chart takes")
 }
 
 /// `COFFER_UPDATE=1` writes the file anew.

@@ -336,3 +336,38 @@ fn providers_for_another_driver_are_all_that_is_installed() {
         assert_eq!(rights["capabilities"], json!({"drop": ["ALL"]}));
     }
 }
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn the_key_of_the_cluster_is_for_the_driver_alone() {
+    let release = Objects::of("default", NEW, &["clusterKey.value=canary"]);
+    let secret = release.one("Secret");
+    assert_eq!(secret["data"]["key"], "Y2FuYXJ5");
+    let config = config(&release);
+    let file = config.vault.cluster_key_file.expect("a file");
+    let volumes = list(&release.pod()["volumes"]).iter();
+    let volume = volumes
+        .clone()
+        .find(|volume| volume["name"] == "cluster-key");
+    let volume = volume.expect("a volume with the key");
+    assert_eq!(volume["secret"]["secretName"], secret["metadata"]["name"]);
+    for container in list(&release.pod()["containers"]) {
+        let mut mounts = list(&container["volumeMounts"]).iter();
+        let mount = mounts.find(|mount| mount["name"] == "cluster-key");
+        assert_eq!(mount.is_some(), container["name"] == "secrets-store");
+        if let Some(mount) = mount {
+            assert_eq!(file.parent(), Some(text(&mount["mountPath"]).as_ref()));
+        }
+    }
+    // Another one each time where there is no cluster to look it up in, and none where none is wanted.
+    let made = || Objects::of("default", NEW, &[]).one("Secret")["data"]["key"].clone();
+    assert_ne!(made(), made());
+    let without = Objects::of("default", NEW, &["clusterKey.create=false"]);
+    assert!(without.all("Secret").is_empty());
+    assert!(
+        !without
+            .driver_args()
+            .iter()
+            .any(|flag| flag.contains("cluster-key"))
+    );
+}

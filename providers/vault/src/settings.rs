@@ -78,6 +78,9 @@ pub struct Settings {
     /// once, at start: `objectVersion`s are made as there. Without it they are the store's own words where
     /// it has some, and otherwise hold for the life of the process.
     pub version_key_file: Option<PathBuf>,
+    /// A file with a key of the cluster: where a store has no versions, the hash that stands for one is made with
+    /// it, so that it is the same on every node and after a restart. Without it, the key is the process's own.
+    pub cluster_key_file: Option<PathBuf>,
     /// Whether stores are asked to tell of changes (Vault Enterprise's events).
     pub events: bool,
     /// How much one answer may cost.
@@ -101,6 +104,7 @@ impl Default for Settings {
             client_certificate: None,
             node_addresses: Vec::new(),
             version_key_file: None,
+            cluster_key_file: None,
             events: false,
             limits: Limits::default(),
         }
@@ -161,6 +165,8 @@ pub(crate) struct Rules {
     /// What the files that classes may name hold; the CA of those that name none is one of them.
     pub(crate) ca_files: BTreeMap<PathBuf, tls::Ca>,
     pub(crate) version_key: Option<SecretBytes>,
+    /// What hashes of contents are made with otherwise.
+    pub(crate) cluster_key: Option<SecretBytes>,
 }
 
 impl Rules {
@@ -190,13 +196,13 @@ impl Rules {
                 Some(Arc::new(client.map_err(|e| wrong(certificate, e))?))
             }
         };
-        let version_key = settings.version_key_file.as_ref();
-        let version_key = version_key.map(|path| match read(path)? {
+        let key = |path: &PathBuf| match read(path)? {
             key if key.is_empty() => Err(wrong(path, "must hold a key, and is empty")),
             key => Ok(SecretBytes::from(key)),
-        });
+        };
         Ok(Self {
-            version_key: version_key.transpose()?,
+            version_key: settings.version_key_file.as_ref().map(key).transpose()?,
+            cluster_key: settings.cluster_key_file.as_ref().map(key).transpose()?,
             ca: settings.ca_file.as_ref().map(ca).transpose()?,
             ca_files: ca_files.collect::<Result<_, _>>()?,
             client,

@@ -38,7 +38,7 @@ struct Open {
 impl Stores {
     pub(crate) fn new(rules: Rules) -> Self {
         Self {
-            version_key: VersionKey::new(rules.version_key.as_ref()),
+            version_key: VersionKey::new(rules.version_key.as_ref(), rules.cluster_key.as_ref()),
             rules: Arc::new(rules),
             logins: Logins::default(),
             open: Mutex::default(),

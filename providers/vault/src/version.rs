@@ -15,9 +15,10 @@ pub(crate) struct VersionKey {
 }
 
 impl VersionKey {
-    pub(crate) fn new(configured: Option<&SecretBytes>) -> Self {
+    /// With the key that is configured; without one, with that of the cluster, else with one of this process.
+    pub(crate) fn new(configured: Option<&SecretBytes>, cluster: Option<&SecretBytes>) -> Self {
         let random;
-        let bytes = match configured {
+        let bytes = match configured.or(cluster) {
             Some(bytes) => bytes.expose(),
             None => {
                 let mut fresh = Zeroizing::new([0; 32]);

@@ -271,6 +271,44 @@ async fn vault_11_versions_with_a_key_outlive_the_process() {
 
 #[tokio::test]
 #[ignore = "needs OpenBao: cargo xtask test"]
+async fn rule_o3_the_key_of_the_cluster_makes_versions_where_a_store_has_none() {
+    let bao = with_db().await;
+    bao.put("kv1/db", json!({"user": "u1"})).await;
+    let folder = tempfile::tempdir().unwrap();
+    let objects = "
+- {objectName: a, secretPath: kv1/db, secretKey: user}
+- {objectName: b, secretPath: secret/data/db, secretKey: user}
+";
+    let versions = async |key: Option<&[u8]>| {
+        let file = key.map(|key| {
+            let file = folder.path().join("key");
+            std::fs::write(&file, key).unwrap();
+            file
+        });
+        let provider = VaultProvider::new(Settings {
+            cluster_key_file: file,
+            ..settings(&[&bao.url()])
+        });
+        let source = source(&provider.unwrap(), &class(objects));
+        let answers = read(&*source, &bao.app()).await.into_iter();
+        let versions = answers.map(|secret| good(secret).version.as_str().to_owned());
+        let [hash, own] = versions.collect::<Vec<_>>().try_into().unwrap();
+        (hash, own)
+    };
+    let (hash, own) = versions(Some(b"key")).await;
+    assert!(
+        own.starts_with("1@"),
+        "a version of the store's stays: {own}"
+    );
+    assert_eq!(versions(Some(b"key")).await, (hash.clone(), own.clone()));
+    for other in [Some(&b"another"[..]), None] {
+        let (other, same) = versions(other).await;
+        assert!(other != hash && same == own);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs OpenBao: cargo xtask test"]
 async fn vault_kv_1_with_a_key_called_data_is_not_taken_for_kv_2() {
     let bao = Bao::start().await;
     let looks_like_it =
