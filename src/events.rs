@@ -44,8 +44,6 @@ pub enum EventReason {
     /// A Kubernetes Secret could not be made of the volume's files. The name is that of
     /// secrets-store-csi-driver.
     SecretNotSynced,
-    /// A provider plugin does something that it should not.
-    Plugin,
 }
 
 impl EventReason {
@@ -62,7 +60,6 @@ impl EventReason {
             Self::ChangeRefused => "ImmutableChangeRefused",
             Self::SubPathNotReached => "SubPathNotRotated",
             Self::SecretNotSynced => "FailedToCreateSecret",
-            Self::Plugin => "ProviderPluginProblem",
         }
     }
 
@@ -81,7 +78,6 @@ impl EventReason {
         match self {
             Self::MountedLate | Self::AttributeOverridden => "Mount",
             Self::SecretNotSynced => "SyncSecret",
-            Self::Plugin => "AskPlugin",
             _ => "Rotate",
         }
     }
@@ -361,7 +357,6 @@ mod tests {
             ChangeRefused,
             SubPathNotReached,
             SecretNotSynced,
-            Plugin,
         ];
         let normal: Vec<_> = all
             .into_iter()

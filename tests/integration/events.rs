@@ -197,7 +197,7 @@ async fn rule_r6_r7_pods_hear_of_an_edit_that_cannot_be_and_of_a_class_that_is_g
     let next = crate::harness::volume("b");
     eventually_publishes(&node, &next).await;
     cluster.delete_class("shop");
-    let note = "SecretProviderClass shop/shop does not exist; the volume keeps what it has";
+    let note = "failed to get secretproviderclass shop/shop: not found, create it in the pod's Namespace; the volume keeps what it has";
     hears(&cluster, "b", "SecretsRotationFailed", note).await;
     assert_eq!(node.read(&next, "a"), "one");
     eventually("its status says so", || {

@@ -141,7 +141,7 @@ async fn rule_r7_a_deleted_class_leaves_running_volumes_and_new_pods_fail_clearl
     }
     let status = node.kubelet.publish(&volume("b")).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
-    let words = "ClassNotFound: failed to get secretproviderclass shop/shop: not found";
+    let words = "ClassNotFound: failed to get secretproviderclass shop/shop: not found, create it in the pod's Namespace";
     assert_eq!(status.message(), words);
     assert_eq!(mounts(), [node.kubelet.target(&running)]);
     assert_eq!(node.read(&running, "password"), b"correct-horse");

@@ -97,10 +97,15 @@ impl<'a> Driver<'a> {
             .join("tests/e2e/incumbent")
             .display()
             .to_string();
-        let image = format!("image={BUSYBOX}");
         let place = [RELEASE, &chart, "--namespace", NAMESPACE];
-        self.cluster
-            .helm(&[&["install"], &place[..], &["--set", &image]].concat())?;
+        self.cluster.helm(
+            &[
+                &["install"],
+                &place[..],
+                &["--set", "rotationPollInterval=30s"],
+            ]
+            .concat(),
+        )?;
         self.kubectl(&["rollout", "status", DAEMONSET, "--timeout=120s"])?;
         Ok(())
     }

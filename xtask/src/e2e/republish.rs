@@ -22,36 +22,37 @@ pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
         namespace.kubectl(&["patch", name, "--type=merge", "--patch", patch])
     };
     type Break<'a> = &'a dyn Fn() -> Result<String>;
-    let breaks: [(&str, Break<'_>); 6] = [
-        ("a provider that is not there", &|| {
+    let breaks: [(&str, Break<'_>); 5] = [
+        ("ProviderNotFound", &|| {
             patch(r#"{"spec": {"provider": "nobody"}}"#)
         }),
-        ("parameters that cannot be", &|| {
-            patch(r#"{"spec": {"provider": "file", "parameters": {"objects": "../x"}}}"#)
+        ("InvalidClass", &|| {
+            patch(r#"{"spec": {"provider": "file", "parameters": {"objects": "[../x]"}}}"#)
         }),
-        ("a secret that is not there", &|| {
+        ("SecretNotFound", &|| {
             patch(r#"{"spec": {"parameters": {"objects": "[none]"}}}"#)
         }),
-        ("a store that is too large", &|| {
+        ("TooLarge", &|| {
             let large = "/var/lib/coffer/republish/large";
             driver
                 .cluster()
                 .on_node(&["truncate", "--size=5M", large])?;
             patch(r#"{"spec": {"parameters": {"objects": "[large]"}}}"#)
         }),
-        ("parameters that are gone", &|| {
-            patch(r#"{"spec": {"parameters": null}}"#)
-        }),
-        ("no class at all", &|| {
+        ("ClassNotFound", &|| {
             namespace.kubectl(&["delete", "secretproviderclass", "shop"])
         }),
     ];
-    for (what, break_it) in breaks {
+    for (reason, break_it) in breaks {
         break_it()?;
-        driver.wait_for_more_log(&[&volume.id, "volume not rotated"])?;
+        let reason_field = format!("reason=\"{reason}\"");
+        driver.wait_for_log(&[&volume.id, "volume not rotated", &reason_field])?;
         driver.wait_for_more_log(&[&volume.id, "volume republished"])?;
-        ensure!(volume.mount_id()? == mount, "{what}: it was mounted anew");
-        ensure!(volume.generation()? == generation, "{what}: it was written");
+        ensure!(volume.mount_id()? == mount, "{reason}: it was mounted anew");
+        ensure!(
+            volume.generation()? == generation,
+            "{reason}: it was written"
+        );
         ensure!(namespace.exec("reader", &["cat", "/secrets/password"])? == "first");
     }
     ensure!(

@@ -76,7 +76,7 @@ pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
         driver,
         &namespace,
         "SecretsRotationFailed",
-        "does not exist",
+        "not found, create it",
     )?;
     let refreshed = r#"{.status.conditions[?(@.type=="Refreshed")].reason}"#;
     field_is(driver, &namespace, names[0], refreshed, "ClassNotFound")?;
@@ -160,7 +160,7 @@ fn refuses(driver: &Driver<'_>, namespace: &Namespace<'_>) -> Result<()> {
             "spec.items[0].mode",
         ),
         (
-            "{provider: file, refresh: {interval: 9s}}",
+            "{provider: file, refresh: {interval: 0s}}",
             "spec.refresh.interval",
         ),
         (
