@@ -2,34 +2,32 @@
 
 #[cfg(feature = "aws")]
 mod aws;
+mod limits;
 mod plugins;
 mod provider;
 mod upstream;
+mod vault;
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tracing::Level;
-pub use upstream::UpstreamArgs;
-
-pub use plugins::PluginArgs;
-pub use provider::ProviderArgs;
-
-use crate::cache::Settings;
-use crate::catalog::{Intervals, PARAMETER_BYTES};
-use crate::pacer::Rate;
-use crate::payload::Limits;
-use crate::publish::STORE_DEADLINE;
-use crate::schedule::Backoff;
-use crate::tokens::TokenSource;
-use crate::volume::TargetRules;
 
 #[cfg(feature = "aws")]
 pub use aws::AwsArgs;
+pub use limits::{Bounds, Patience};
+pub use plugins::PluginArgs;
+pub use provider::ProviderArgs;
+pub use upstream::UpstreamArgs;
+pub use vault::VaultArgs;
+
+use crate::cache::Settings;
+use crate::payload::Limits;
+use crate::tokens::TokenSource;
+use crate::volume::TargetRules;
+use limits::{bounds, cache, within};
 
 /// The flags of `coffer node`.
 #[derive(Args, Clone, Debug)]
@@ -214,83 +212,6 @@ impl NodeArgs {
     }
 }
 
-/// The flags of the providers vault and openbao. They are used as they are: the provider checks them.
-#[derive(Args, Clone, Debug, Default)]
-pub struct VaultArgs {
-    /// The store of classes that name none, as https://vault.example:8200
-    #[arg(long, env = "COFFER_VAULT_ADDR")]
-    pub vault_addr: Option<String>,
-
-    /// Address that classes may send tokens to, as often as needed; http and addresses of the node only
-    /// where they are named here. Without any: every https address but those
-    #[arg(long, env = "COFFER_VAULT_ADDRESS", value_delimiter = ',')]
-    pub vault_address: Vec<String>,
-
-    /// Namespace of classes that name none
-    #[arg(long, env = "COFFER_VAULT_NAMESPACE")]
-    pub vault_namespace: Option<String>,
-
-    /// Auth mount of classes that name none; kubernetes if not given
-    #[arg(long, env = "COFFER_VAULT_MOUNT")]
-    pub vault_mount: Option<String>,
-
-    /// Audience of classes that name none; vault or openbao, as the provider, if not given
-    #[arg(long, env = "COFFER_VAULT_AUDIENCE")]
-    pub vault_audience: Option<String>,
-
-    /// Namespace that classes may use, with all below it; without any, all of them
-    #[arg(long, env = "COFFER_VAULT_ALLOWED_NAMESPACE", value_delimiter = ',')]
-    pub vault_allowed_namespace: Vec<String>,
-
-    /// Mount that classes may read from; without any, all of them
-    #[arg(long, env = "COFFER_VAULT_ALLOWED_MOUNT", value_delimiter = ',')]
-    pub vault_allowed_mount: Vec<String>,
-
-    /// PEM file with the CA of stores; without it, the roots of the image
-    #[arg(long, env = "COFFER_VAULT_TLS_CA_CERT")]
-    pub vault_tls_ca_cert: Option<PathBuf>,
-
-    /// PEM file that classes may name as their CA
-    #[arg(long, env = "COFFER_VAULT_CA_FILE", value_delimiter = ',')]
-    pub vault_ca_file: Vec<PathBuf>,
-
-    /// PEM file with the certificate of the driver, for stores that ask it who it is
-    #[arg(
-        long,
-        env = "COFFER_VAULT_TLS_CLIENT_CERT",
-        requires = "vault_tls_client_key"
-    )]
-    pub vault_tls_client_cert: Option<PathBuf>,
-
-    /// PEM file with the key of that certificate
-    #[arg(
-        long,
-        env = "COFFER_VAULT_TLS_CLIENT_KEY",
-        requires = "vault_tls_client_cert"
-    )]
-    pub vault_tls_client_key: Option<PathBuf>,
-
-    /// File with the key of the versions in status objects, the data of the Secret vault-csi-provider-hmac-key:
-    /// versions are those of vault-csi-provider. Without it they are the store's own
-    #[arg(long, env = "COFFER_VAULT_VERSION_KEY_FILE")]
-    pub vault_version_key_file: Option<PathBuf>,
-
-    /// Has stores tell of changes of KV secrets: Vault Enterprise, with a policy for sys/events/subscribe/kv*.
-    /// They are in the volumes at once then, and looked at in each interval all the same; with the
-    /// strategy Watch of a class, only every ten minutes
-    #[arg(long, env = "COFFER_VAULT_EVENTS")]
-    pub vault_events: bool,
-
-    /// File with a key of the cluster, for versions of what has none in its store: the same on every node, and
-    /// telling nothing of the content. Without it, such versions are the process's own
-    #[arg(long, env = "COFFER_CLUSTER_KEY_FILE")]
-    pub cluster_key_file: Option<PathBuf>,
-
-    /// Lets classes switch off the verification of certificates
-    #[arg(long, env = "COFFER_ALLOW_INSECURE_TLS")]
-    pub allow_insecure_tls: bool,
-}
-
 /// Who shares what a store gave, in the words of classes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sharing {
@@ -361,60 +282,6 @@ pub struct Config {
     pub sync: SyncArgs,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
-}
-
-/// What the node as a whole and single requests may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
-    /// Most bytes of all volumes, each with room for its next generation.
-    pub node_budget: u64,
-    /// Most bytes in the parameters of one source.
-    pub parameter_bytes: usize,
-    /// Most bytes in one CSI request.
-    pub request_bytes: usize,
-    /// How long a publish waits for its stores.
-    pub publish_timeout: Duration,
-    /// How often stores are asked.
-    pub intervals: Intervals,
-    /// Whether a pod's attributes win over its class.
-    pub pod_attributes_win: bool,
-    /// Of one volume and reason, nothing more is told for so long.
-    pub event_interval: Duration,
-    /// How long one request to a store may take.
-    pub store: Patience,
-}
-
-/// How long one request to a store may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
-    /// Until there is a connection.
-    pub connect: Duration,
-    /// Until the answer is there, all of it.
-    pub attempt: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(3),
-            attempt: Duration::from_secs(10),
-        }
-    }
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            node_budget: 64 << 20,
-            parameter_bytes: PARAMETER_BYTES,
-            request_bytes: 4 << 20,
-            publish_timeout: STORE_DEADLINE,
-            intervals: Intervals::default(),
-            pod_attributes_win: false,
-            event_interval: Duration::from_secs(600),
-            store: Patience::default(),
-        }
-    }
 }
 
 /// A time, as Go and Kubernetes write it; a bare number is seconds.
@@ -503,157 +370,6 @@ impl TryFrom<NodeArgs> for Config {
     }
 }
 
-fn cache(args: &NodeArgs) -> Result<Settings, ConfigError> {
-    for (flag, given) in [
-        ("store-rate", u64::from(args.store_rate)),
-        ("store-requests", args.store_requests as u64),
-        ("store-queue", args.store_queue as u64),
-    ] {
-        within(flag, given, (1, 1 << 20), "must be between 1 and 1048576")?;
-    }
-    within(
-        "cache-bytes",
-        args.cache_bytes,
-        (0, 1 << 40),
-        "must be 1024Gi or less",
-    )?;
-    // Nodes that start together do not ask together.
-    let mut hasher = DefaultHasher::new();
-    args.node_id.hash(&mut hasher);
-    Ok(Settings {
-        bytes: args.cache_bytes as usize,
-        slots: args.store_requests,
-        queue: args.store_queue,
-        backoff: backoff(args)?,
-        rate: Rate {
-            per_second: f64::from(args.store_rate),
-            burst: f64::from(args.store_rate) * 2.0,
-        },
-        seed: hasher.finish(),
-        pods_apart: args.sharing == Sharing::Pod,
-    })
-}
-
-fn bounds(args: &NodeArgs) -> Result<Bounds, ConfigError> {
-    Ok(Bounds {
-        node_budget: within(
-            "node-budget",
-            args.node_budget,
-            (1 << 20, 1 << 40),
-            "must be between 1Mi and 1024Gi",
-        )?,
-        parameter_bytes: within(
-            "max-parameter-bytes",
-            args.max_parameter_bytes,
-            (1 << 10, 1 << 20),
-            "must be between 1Ki and 1Mi",
-        )? as usize,
-        // A request without parameters has tokens, and each of those some KiB.
-        request_bytes: within(
-            "max-request-bytes",
-            args.max_request_bytes,
-            (64 << 10, 64 << 20),
-            "must be between 64Ki and 64Mi",
-        )? as usize,
-        publish_timeout: time_within(
-            "publish-timeout",
-            args.publish_timeout,
-            (SECOND, STORE_DEADLINE),
-            "must be between 1s and 60s: one question to a store is given up after 60s",
-        )?,
-        intervals: intervals(args)?,
-        pod_attributes_win: args.pod_attributes_win,
-        event_interval: time_within(
-            "event-interval",
-            args.event_interval,
-            (SECOND, DAY),
-            "must be between 1s and 24h",
-        )?,
-        store: patience(args)?,
-    })
-}
-
-const SECOND: Duration = Duration::from_secs(1);
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-fn intervals(args: &NodeArgs) -> Result<Intervals, ConfigError> {
-    let least = time_within(
-        "min-rotation-interval",
-        args.min_rotation_interval,
-        (SECOND, DAY),
-        "must be between 1s and 24h",
-    )?;
-    Ok(Intervals {
-        least,
-        default: time_within(
-            "rotation-interval",
-            args.rotation_interval,
-            (least, DAY),
-            "must be between --min-rotation-interval and 24h",
-        )?,
-    })
-}
-
-fn patience(args: &NodeArgs) -> Result<Patience, ConfigError> {
-    let attempt = time_within(
-        "store-timeout",
-        args.store_timeout,
-        (SECOND, STORE_DEADLINE),
-        "must be between 1s and 60s",
-    )?;
-    Ok(Patience {
-        attempt,
-        connect: time_within(
-            "store-connect-timeout",
-            args.store_connect_timeout,
-            (Duration::from_millis(100), attempt),
-            "must be between 100ms and --store-timeout",
-        )?,
-    })
-}
-
-fn backoff(args: &NodeArgs) -> Result<Backoff, ConfigError> {
-    let longest = time_within(
-        "store-max-backoff",
-        args.store_max_backoff,
-        (SECOND, Duration::from_secs(600)),
-        "must be between 1s and 10m",
-    )?;
-    Ok(Backoff {
-        longest,
-        first: time_within(
-            "store-backoff",
-            args.store_backoff,
-            (Duration::from_millis(100), longest),
-            "must be between 100ms and --store-max-backoff",
-        )?,
-    })
-}
-
-fn time_within(
-    flag: &'static str,
-    given: Duration,
-    (least, most): (Duration, Duration),
-    problem: &'static str,
-) -> Result<Duration, ConfigError> {
-    match (least..=most).contains(&given) {
-        true => Ok(given),
-        false => Err(error(flag, format!("{given:?}"), problem)),
-    }
-}
-
-fn within(
-    flag: &'static str,
-    given: u64,
-    (least, most): (u64, u64),
-    problem: &'static str,
-) -> Result<u64, ConfigError> {
-    match (least..=most).contains(&given) {
-        true => Ok(given),
-        false => Err(error(flag, given.to_string(), problem)),
-    }
-}
-
 fn error(flag: &'static str, value: impl Into<String>, problem: &'static str) -> ConfigError {
     ConfigError {
         flag,
@@ -739,6 +455,7 @@ fn metrics(address: &str) -> Result<Option<SocketAddr>, ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use super::limits::DAY;
     use super::*;
     use clap::Parser;
 
