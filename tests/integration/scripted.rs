@@ -81,13 +81,22 @@ impl Scripted {
 
     /// The same as [`Self::start`] with Secrets at an API server, as its class wants them.
     pub(crate) async fn start_syncing(api_server: ApiServer, secrets: &str) -> Self {
-        let folders = Folders::new();
         let spec =
             format!("provider: scripted\nparameters: {{objects: 'a,b'}}\nsecretObjects: {secrets}");
-        folders.class("shop", &spec);
+        Self::start_syncing_with(api_server, &spec, []).await
+    }
+
+    /// The same with this class `shop`, and other stores.
+    pub(crate) async fn start_syncing_with<const N: usize>(
+        api_server: ApiServer,
+        spec: &str,
+        others: [(&'static str, Arc<dyn Provider>); N],
+    ) -> Self {
+        let folders = Folders::new();
+        folders.class("shop", spec);
         let store = ScriptedProvider::default();
         let syncs = |config: &mut Config| config.sync.sync_secrets = true;
-        Self::start_at(folders, store, [], syncs, None, Some(api_server)).await
+        Self::start_at(folders, store, others, syncs, None, Some(api_server)).await
     }
 
     async fn start_at<const N: usize>(

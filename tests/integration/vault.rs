@@ -5,11 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use coffer::fake_kubelet::PodVolume;
+use coffer_provider::Provider;
+use coffer_provider_vault::{Settings, VaultProvider};
 use serde_json::json;
 use tonic::Code;
 
 use crate::bao::Bao;
 use crate::harness::{Node, eventually, mounts, pod};
+use crate::scripted::Scripted;
+use crate::secrets_server::SecretsServer;
 use crate::stand_in::{Say, StandIn};
 
 /// A volume of pod `name` with the class `bao`, and a token that OpenBao takes for one of the API server's.
@@ -190,4 +194,46 @@ async fn what_a_store_tells_is_in_the_volume_long_before_the_next_look() {
         node.eventually_reads(&volume, "a", format!("v{number}").as_bytes())
             .await;
     }
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn vault_2_a_value_of_openbao_becomes_a_secret_of_the_cluster() {
+    let bao = Bao::start().await;
+    // "correct-horse", as it was stored by somebody who encodes.
+    let stored = json!({"data": {"password": "Y29ycmVjdC1ob3JzZQ=="}});
+    bao.put("secret/data/shop", stored).await;
+    role_for(&bao, "shop", "web", json!({})).await;
+    let provider = VaultProvider::new(Settings {
+        address: Some(bao.url()),
+        allowed_addresses: vec![bao.url()],
+        auth_mount: "jwt".into(),
+        ..Settings::default()
+    });
+    let api = SecretsServer::start().await;
+    api.pod("web-0", "uid-of-web-0", &[("ReplicaSet", "web", "rs-1")]);
+    let spec = "provider: vault
+parameters:
+  roleName: shop
+  objects: |
+    - {objectName: nested/password, secretPath: /v1/secret/data/shop, secretKey: password, encoding: base64}
+secretObjects:
+- secretName: shop
+  type: Opaque
+  labels: {environment: test}
+  data: [{objectName: nested/password, key: password}]";
+    let vault: Arc<dyn Provider> = Arc::new(provider.unwrap());
+    let node = Scripted::start_syncing_with(api.client().await, spec, [("vault", vault)]).await;
+    let volume = of_class(volume(&bao, "web-0", "web"), "shop");
+    node.kubelet.publish(&volume).await.unwrap();
+    assert_eq!(node.read(&volume, "nested/password"), "correct-horse");
+
+    let secret = api.secret("shop").unwrap();
+    assert_eq!(secret["data"], json!({"password": "Y29ycmVjdC1ob3JzZQ=="}));
+    let labels = &secret["metadata"]["labels"];
+    assert_eq!(labels["environment"], "test");
+    assert_eq!(labels["secrets-store.csi.k8s.io/managed"], "true");
+    let owners = secret["metadata"]["ownerReferences"].as_array().unwrap();
+    let owners: Vec<_> = owners.iter().map(|owner| &owner["uid"]).collect();
+    assert_eq!(owners, ["rs-1"]);
 }
