@@ -15,17 +15,24 @@ pub struct UpstreamArgs {
     enable_pprof: Option<bool>,
     #[arg(long, hide = true)]
     pprof_port: Option<String>,
-    /// Of klog.
-    #[arg(long = "v", short = 'v', hide = true)]
-    verbosity: Option<String>,
-    #[arg(long, hide = true)]
-    vmodule: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    logtostderr: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    alsologtostderr: Option<String>,
-    #[arg(long, hide = true)]
-    stderrthreshold: Option<String>,
+    /// Flags of klog that have a value.
+    #[arg(
+        long = "v",
+        short = 'v',
+        aliases = ["vmodule", "stderrthreshold", "log_backtrace_at", "log_dir", "log_file", "log_file_max_size"],
+        hide = true
+    )]
+    klog: Vec<String>,
+    /// Flags of klog that are on or off.
+    #[arg(
+        long = "logtostderr",
+        aliases = ["alsologtostderr", "add_dir_header", "one_output", "skip_headers", "skip_log_headers"],
+        hide = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    klog_switch: Vec<String>,
 }
 
 impl UpstreamArgs {
@@ -57,11 +64,11 @@ impl UpstreamArgs {
             ),
             ("enable-pprof", self.enable_pprof == Some(true), profiles),
             ("pprof-port", self.pprof_port.is_some(), profiles),
-            ("v", self.verbosity.is_some(), klog),
-            ("vmodule", self.vmodule.is_some(), klog),
-            ("logtostderr", self.logtostderr.is_some(), klog),
-            ("alsologtostderr", self.alsologtostderr.is_some(), klog),
-            ("stderrthreshold", self.stderrthreshold.is_some(), klog),
+            (
+                "v, like every flag of klog,",
+                !self.klog.is_empty() || !self.klog_switch.is_empty(),
+                klog,
+            ),
         ]
         .into_iter()
         .filter_map(|(flag, given, instead)| given.then_some((flag, instead)))
@@ -88,18 +95,32 @@ mod tests {
     fn what_changes_nothing_is_named_and_what_asks_for_what_there_is_anyway_is_not() {
         assert!(given(&["--enable-secret-rotation", "--metrics-backend=Prometheus"]).is_empty());
         assert!(given(&["--enable-secret-rotation=true", "--enable-pprof=false"]).is_empty());
-        let all = [
+        let ours = [
             "--enable-secret-rotation=false",
             "--metrics-backend=OpenCensus",
             "--enable-pprof",
             "--pprof-port=6065",
+        ];
+        assert_eq!(given(&ours).len(), ours.len());
+        let klog = [
             "-v=5",
+            "--v=0",
             "--vmodule=a=1",
+            "--stderrthreshold=2",
+            "--log_backtrace_at=a:1",
+            "--log_dir=/a",
+            "--log_file=/a",
+            "--log_file_max_size=1",
             "--logtostderr",
             "--alsologtostderr=false",
-            "--stderrthreshold=2",
+            "--add_dir_header",
+            "--one_output",
+            "--skip_headers",
+            "--skip_log_headers=true",
         ];
-        assert_eq!(given(&all).len(), all.len());
-        assert_eq!(given(&["--v=0"]), ["v"]);
+        for flag in klog {
+            assert_eq!(given(&[flag]).len(), 1, "{flag}");
+        }
+        assert_eq!(given(&klog).len(), 1, "said once");
     }
 }
