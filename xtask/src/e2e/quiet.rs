@@ -35,8 +35,9 @@ spec: {provider: file, refresh: {strategy: Cache, interval: 10s}}
     for pod in 0..PODS {
         namespace.wait_for_pod(&format!("web-{pod}"), SOON)?;
     }
+    // And those of earlier stories, which the API server deletes in its own time, are gone.
     cluster.wait_until("each volume has its status", SOON, || {
-        let names = namespace.kubectl(&["get", "spcps", "--output=name"])?;
+        let names = cluster.kubectl(&["get", "spcps", "--all-namespaces", "--output=name"])?;
         Ok(names.lines().count() == PODS * VOLUMES)
     })?;
 

@@ -23,8 +23,22 @@ pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
 
     let uid = namespace.kubectl(&["get", "pod", "web", "-o=jsonpath={.metadata.uid}"])?;
     let node = driver.cluster().node_name();
-    let names = ["web-status-shop", "web-status-shop-more"];
-    for name in names {
+    // Which of two volumes is written first, and has no name appended, is left to chance.
+    let mut names = Vec::new();
+    driver
+        .cluster()
+        .wait_until("both volumes have their status", SOON, || {
+            let there =
+                namespace.kubectl(&["get", "spcps", "-o=jsonpath={.items[*].metadata.name}"])?;
+            names = there.split_whitespace().map(str::to_owned).collect();
+            Ok(names.len() == 2)
+        })?;
+    ensure!(
+        names[0] == "web-status-shop"
+            && ["web-status-shop-more", "web-status-shop-secrets"].contains(&names[1].as_str()),
+        "{names:?}"
+    );
+    for name in &names {
         field_is(driver, &namespace, name, "{.status.mounted}", "true")?;
         for (path, value) in [
             (
@@ -47,22 +61,24 @@ pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
             field_is(driver, &namespace, name, path, value)?;
         }
     }
-    let targets = names.map(|name| field(&namespace, name, "{.status.targetPath}"));
-    let [first, second] = targets;
-    ensure!(first? != second?, "two volumes have one target path");
+    let target = |name| field(&namespace, name, "{.status.targetPath}");
+    ensure!(
+        target(&names[0])? != target(&names[1])?,
+        "two volumes have one target path"
+    );
     let table = namespace.kubectl(&["get", "spcps"])?;
     ensure!(
         table.contains("REFRESHED") && table.contains("UpToDate"),
         "{table}"
     );
 
-    let before = field(&namespace, names[0], "{.status.objects[0].version}")?;
+    let before = field(&namespace, &names[0], "{.status.objects[0].version}")?;
     driver.store(&namespace, "password", "second")?;
     driver.wait_for_value(&namespace, "web", "/secrets/password", "second")?;
     driver
         .cluster()
         .wait_until("the version is another", SOON, || {
-            Ok(field(&namespace, names[0], "{.status.objects[0].version}")? != before)
+            Ok(field(&namespace, &names[0], "{.status.objects[0].version}")? != before)
         })?;
     heard(
         driver,
@@ -79,7 +95,7 @@ pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
         "not found, create it",
     )?;
     let refreshed = r#"{.status.conditions[?(@.type=="Refreshed")].reason}"#;
-    field_is(driver, &namespace, names[0], refreshed, "ClassNotFound")?;
+    field_is(driver, &namespace, &names[0], refreshed, "ClassNotFound")?;
     // `describe` finds them by the pod's uid.
     let described = namespace.kubectl(&["describe", "pod", "web"])?;
     ensure!(described.contains("SecretsRotationFailed"), "{described}");
