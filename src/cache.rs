@@ -39,6 +39,9 @@ use crate::telemetry::Metrics;
 /// How long an entry without a volume is kept: a pod that replaces another one finds it.
 const LINGER: Duration = Duration::from_secs(30);
 
+/// What is due while it is asked for is looked at again this much later, if no answer has come before.
+const IN_FLIGHT: Duration = Duration::from_secs(1);
+
 /// The schedule turns this often, whether anything is due or not.
 const TURN: Duration = Duration::from_secs(20);
 
@@ -468,7 +471,7 @@ impl Inner {
 
     fn succeeded(&self, state: &mut State, key: &Arc<Key>, now: Instant, changed: bool) {
         let entry = state.entry(key);
-        entry.looks += 1;
+        entry.landed();
         let missed = entry.token_misses.take().unwrap_or(0) >= TOKEN_MISSES;
         if entry.failed.take().is_some() || changed || missed {
             entry.tell();
@@ -492,7 +495,8 @@ impl Inner {
         }
         let entry = state.entry(key);
         let count = entry.failed.as_ref().map_or(0, |failed| failed.count) + 1;
-        entry.looks += 1;
+        entry.landed();
+        entry.again = false;
         let chance = key.chance(self.settings.seed, entry.looks);
         let strategies = entry.users.values().map(|user| user.strategy);
         let retry_after = error.retry_after();
@@ -524,7 +528,10 @@ impl Inner {
             } else if entry.per_pod {
                 // Its pods have entries of their own.
             } else if entry.in_flight().is_some() {
+                // The answer to come may be older than the news. It need not come at all: those who wait for
+                // it can give it up.
                 entry.again = true;
+                state.set_due(&key, Some(now + IN_FLIGHT));
             } else if let Some((user, caller)) = entry.newest_user(&key.identity) {
                 let mut items = vec![entry.item(&key, &user.object, now)];
                 let failing = entry.failed.is_some();

@@ -151,6 +151,12 @@ impl Entry {
         }
     }
 
+    /// An answer has been taken down: whatever becomes due from now on is not in it.
+    pub(super) fn landed(&mut self) {
+        self.looks += 1;
+        self.flight = Weak::new();
+    }
+
     /// The question that is on its way for it.
     pub(super) fn in_flight(&self) -> Option<Arc<Flight>> {
         self.flight.upgrade().filter(|flight| !flight.has_landed())

@@ -74,6 +74,31 @@ async fn a_question_that_nobody_waits_for_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_becomes_due_during_a_question_is_looked_at_also_where_that_is_given_up() {
+    let node = Node::new();
+    let running = node.volume(&web().pod("a"), class("db"));
+    running.read().await.unwrap();
+    node.store.state().hangs = true;
+    let always = json!({"refresh": {"strategy": "Get"}});
+    let impatient = node.volume(&web().pod("b"), class_with("db", always));
+    let given_up = tokio::time::timeout(3 * SECOND, impatient.read());
+    let told = async {
+        pass(SECOND).await;
+        node.store.change("db");
+        running.subscription.mark_due(0);
+    };
+    assert!(tokio::join!(given_up, told).0.is_err());
+    node.store.state().hangs = false;
+    pass(2 * SECOND).await;
+    assert_eq!(running.values().unwrap(), ["GET db of uid-of-web v1"]);
+    assert_eq!(
+        node.store.fetches(),
+        3,
+        "the answer was newer than the news"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_that_never_answers_is_given_up_after_a_minute() {
     let node = Node::new();
     node.store.state().hangs = true;
