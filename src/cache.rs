@@ -230,6 +230,20 @@ impl SecretCache {
         *self.0.turned()
     }
 
+    /// Has the secrets of a provider looked at now: it has gone, or come back, and their pods are to know.
+    pub fn look_at(&self, provider: &str) {
+        let now = clock::now();
+        let mut state = self.0.state();
+        let of_it = state.entries.iter();
+        let of_it = of_it.filter(|(key, entry)| key.provider == provider && entry.can_change());
+        let keys: Vec<_> = of_it.map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            state.set_due(&key, Some(now));
+        }
+        drop(state);
+        self.0.wake.notify_one();
+    }
+
     /// Brings the gauges up to date.
     pub fn measure(&self) {
         let now = clock::now();

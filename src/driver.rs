@@ -124,7 +124,7 @@ pub async fn run_reporting(
     let beside = Arc::new(staging::Beside(volumes.clone()));
     let plugins = Arc::new(Plugins::new(config.plugins.settings(), beside));
     if let Some(interval) = config.plugins.health_check() {
-        let checked = check_plugins(plugins.clone(), metrics.clone(), interval);
+        let checked = check_plugins(plugins.clone(), cache.clone(), metrics.clone(), interval);
         tokio::spawn(stop.clone().run_until_cancelled_owned(checked));
     }
     let health = Health::new(cache.clone(), classes.clone());
@@ -258,13 +258,22 @@ fn vault_settings(
     }
 }
 
-/// Asks the plugins in use in each interval whether they are there, and says where that has changed.
-async fn check_plugins(plugins: Arc<Plugins>, metrics: Arc<Metrics>, interval: Duration) {
+/// Asks the plugins in use in each interval whether they are there. Where that has changed, it says so, and the
+/// volumes with their secrets are looked at, so that Events and status objects tell of it.
+async fn check_plugins(
+    plugins: Arc<Plugins>,
+    cache: SecretCache,
+    metrics: Arc<Metrics>,
+    interval: Duration,
+) {
     let mut seen = HashSet::new();
     loop {
         for (provider, checked) in plugins.check().await {
             let was_up = metrics.plugin_up(provider, checked.is_ok());
             let is_new = seen.insert(provider);
+            if was_up != checked.is_ok() && !is_new {
+                cache.look_at(provider);
+            }
             match checked {
                 Ok(()) if !was_up && !is_new => info!(provider, "plugin is back"),
                 Err(error) if was_up || is_new => warn!(provider, %error, "plugin is away"),

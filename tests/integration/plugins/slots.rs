@@ -9,7 +9,7 @@ use tonic::Code;
 
 use super::process::Plugin;
 use super::{node_and_plugin, publish_within, sockets};
-use crate::harness::{PATIENCE, eventually, mounts, pod, volume};
+use crate::harness::{Node, PATIENCE, eventually, mounts, pod, volume};
 
 #[tokio::test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
@@ -67,6 +67,16 @@ async fn rule_g3_a_plugin_that_never_answers_or_trickles_ends_at_the_deadline() 
     node.kubelet.publish(&volume("b")).await.unwrap();
 }
 
+/// Waits until the health check has found this.
+async fn up(node: &Node, value: u8) {
+    let line = format!("coffer_plugin_up{{provider=\"mock\"}} {value}");
+    let start = Instant::now();
+    while !node.http("/metrics").await.contains(&line) {
+        assert!(start.elapsed() < PATIENCE, "{line}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
 async fn rule_g7_a_plugin_that_dies_in_a_call_is_used_again_once_it_is_back() {
@@ -76,15 +86,7 @@ async fn rule_g7_a_plugin_that_dies_in_a_call_is_used_again_once_it_is_back() {
     ])
     .await;
     node.kubelet.publish(&volume("a")).await.unwrap();
-    let up = async |value: &str| {
-        let line = format!("coffer_plugin_up{{provider=\"mock\"}} {value}");
-        let start = Instant::now();
-        while !node.http("/metrics").await.contains(&line) {
-            assert!(start.elapsed() < PATIENCE, "{line}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    up("1").await;
+    up(&node, 1).await;
     plugin.behave(json!({"crash": true}));
     let status = node.kubelet.publish(&volume("b")).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
@@ -93,7 +95,7 @@ async fn rule_g7_a_plugin_that_dies_in_a_call_is_used_again_once_it_is_back() {
         1,
         "what was there stays, and nothing is added"
     );
-    up("0").await;
+    up(&node, 0).await;
     assert_eq!(node.logged(&["plugin is away", "mock"]), 1);
     // The rotation of the first volume fails too, and it keeps what it has.
     eventually("a rotation has failed", || {
@@ -113,6 +115,32 @@ async fn rule_g7_a_plugin_that_dies_in_a_call_is_used_again_once_it_is_back() {
     assert_eq!(node.read(&volume("c"), "password"), b"back");
     node.eventually_reads(&volume("a"), "password", b"back")
         .await;
-    up("1").await;
+    up(&node, 1).await;
     assert_eq!(node.logged(&["plugin is back", "mock"]), 1);
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_g7_a_plugin_that_goes_or_comes_back_has_its_volumes_looked_at() {
+    let (node, mut plugin) = node_and_plugin(&[
+        "--provider-health-check=true",
+        "--provider-health-check-interval=1s",
+    ])
+    .await;
+    // Nobody would look by themselves in the time of this test.
+    node.folders.class(
+        "rare",
+        "provider: mock\nparameters: {objects: all}\nrefresh: {interval: 24h}",
+    );
+    let volume = PodVolume::of_class(pod("a"), "rare");
+    node.kubelet.publish(&volume).await.unwrap();
+    up(&node, 1).await;
+    plugin.kill();
+    eventually("its volume says so", || {
+        node.logged(&["volume not rotated", "plugin"]) > 0
+    })
+    .await;
+    plugin.behave(json!({"files": [["password", "back", 0]]}));
+    plugin.run().await;
+    node.eventually_reads(&volume, "password", b"back").await;
 }
