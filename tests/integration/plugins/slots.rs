@@ -9,6 +9,7 @@ use tonic::Code;
 
 use super::process::Plugin;
 use super::{node_and_plugin, publish_within, sockets};
+use crate::fake_api_server::FakeApiServer;
 use crate::harness::{Node, PATIENCE, eventually, mounts, pod, volume};
 
 #[tokio::test]
@@ -121,26 +122,46 @@ async fn rule_g7_a_plugin_that_dies_in_a_call_is_used_again_once_it_is_back() {
 
 #[tokio::test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
-async fn rule_g7_a_plugin_that_goes_or_comes_back_has_its_volumes_looked_at() {
-    let (node, mut plugin) = node_and_plugin(&[
+async fn rule_g7_a_plugin_that_goes_or_comes_back_is_in_events_and_status_of_its_volumes() {
+    let cluster = FakeApiServer::start();
+    // Nobody would look by themselves in the time of this test.
+    cluster.class(
+        "rare",
+        "{provider: mock, parameters: {objects: all}, refresh: {interval: 24h}}",
+    );
+    let node = Node::start_with(&[
+        &cluster.flag(),
         "--provider-health-check=true",
         "--provider-health-check-interval=1s",
     ])
     .await;
-    // Nobody would look by themselves in the time of this test.
-    node.folders.class(
-        "rare",
-        "provider: mock\nparameters: {objects: all}\nrefresh: {interval: 24h}",
-    );
+    let mut plugin = Plugin::start(&sockets(&node), "mock").await;
     let volume = PodVolume::of_class(pod("a"), "rare");
     node.kubelet.publish(&volume).await.unwrap();
     up(&node, 1).await;
+    let refreshed = || {
+        let status = cluster.status("a-shop-rare");
+        let conditions = status["status"]["conditions"].as_array().cloned();
+        let mut conditions = conditions.unwrap_or_default().into_iter();
+        let refreshed = conditions.find(|condition| condition["type"] == "Refreshed");
+        refreshed.map(|condition| condition["status"].clone())
+    };
+    let is = |value: &str| refreshed().is_some_and(|status| status == value);
+    eventually("all is well", || is("True")).await;
+
     plugin.kill();
-    eventually("its volume says so", || {
-        node.logged(&["volume not rotated", "plugin"]) > 0
+    up(&node, 0).await;
+    eventually("the status says that it is away", || is("False")).await;
+    eventually("the pod hears of it", || {
+        let notes = cluster.notes("a", "SecretsRotationFailed");
+        notes.iter().any(|note| note.contains("mock.sock"))
     })
     .await;
+
     plugin.behave(json!({"files": [["password", "back", 0]]}));
     plugin.run().await;
+    up(&node, 1).await;
     node.eventually_reads(&volume, "password", b"back").await;
+    eventually("the status says that it is back", || is("True")).await;
+    assert_eq!(node.read(&volume, "password"), b"back");
 }
