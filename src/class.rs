@@ -3,6 +3,9 @@
 //! Fields of our own are strict: an unknown or wrong one is an error with its path. `parameters` belong
 //! to the provider, which is as tolerant as the plugin of its name has always been.
 
+mod documents;
+mod mode;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
@@ -14,11 +17,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub use self::documents::{Document, read_documents, service_account_annotations};
+pub use self::mode::{Mode, ModeError};
 use crate::encoding::Encoding;
 use crate::volume_path::VolumePath;
-
-const GROUP: &str = "secrets-store.csi.x-k8s.io/";
-const KIND: &str = "SecretProviderClass";
 
 /// Where a class is found: it can only be named by pods of its own Namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -156,45 +158,6 @@ pub struct Item {
     pub encoding: Option<Encoding>,
 }
 
-/// Permission bits of a file, 0 to 0777.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(try_from = "i64")]
-#[schemars(extend("minimum" = 0, "maximum" = 511))]
-pub struct Mode(u16);
-
-/// A mode that is not one.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("mode {0} must be between 0 and 511 (octal 0777)")]
-pub struct ModeError(i64);
-
-impl Mode {
-    /// What a Secret volume gives its files.
-    pub const DEFAULT: Self = Self(0o644);
-
-    /// The bits.
-    #[must_use]
-    pub fn bits(self) -> u32 {
-        u32::from(self.0)
-    }
-
-    /// The mode under an fsGroup in a read-only volume: the kubelet adds u+r and g+r.
-    #[must_use]
-    pub fn with_group_read(self) -> Self {
-        Self(self.0 | 0o440)
-    }
-}
-
-impl TryFrom<i64> for Mode {
-    type Error = ModeError;
-
-    fn try_from(bits: i64) -> Result<Self, ModeError> {
-        match u16::try_from(bits) {
-            Ok(bits) if bits <= 0o777 => Ok(Self(bits)),
-            _ => Err(ModeError(bits)),
-        }
-    }
-}
-
 /// A class that cannot be used. `Display` names the field and what it has to be.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{field}: {problem}")]
@@ -211,29 +174,6 @@ impl ClassError {
             problem: clean_text(&problem.into(), 1024),
         }
     }
-}
-
-/// A manifest as it is written; `spec` is looked at by itself so that errors have its path.
-#[derive(Deserialize)]
-struct Manifest {
-    #[serde(rename = "apiVersion", default)]
-    api_version: String,
-    #[serde(default)]
-    kind: String,
-    #[serde(default)]
-    metadata: Metadata,
-    #[serde(default)]
-    spec: Value,
-}
-
-#[derive(Default, Deserialize)]
-struct Metadata {
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    namespace: String,
-    #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
 }
 
 /// `spec` of a SecretProviderClass, as it is written.
@@ -274,82 +214,6 @@ pub(crate) struct Spec {
     /// Kubernetes Secrets to make from the volume's files.
     #[serde(default)]
     secret_objects: Option<Vec<SecretObjectSpec>>,
-}
-
-/// What a document of a class file turned out to be.
-pub struct Document {
-    /// Its name, where it has one.
-    pub name: ClassName,
-    /// The class, or what is wrong with it.
-    pub class: Result<SecretProviderClass, ClassError>,
-}
-
-/// Reads every class of a YAML (or JSON) file. Documents of other kinds are passed over, so that a
-/// class can lie beside the pod that uses it.
-///
-/// # Errors
-/// When the file is not YAML. What is wrong inside a class is told with that class.
-pub fn read_documents(text: &str) -> Result<Vec<Document>, ClassError> {
-    let documents = manifests(text)?.filter_map(|manifest| match manifest {
-        Err(error) => Some(unnamed(error)),
-        Ok(manifest) => {
-            let ours = manifest.kind == KIND && manifest.api_version.starts_with(GROUP);
-            ours.then(|| read_class(manifest))
-        }
-    });
-    Ok(documents.collect())
-}
-
-/// The annotations of a ServiceAccount, if a YAML (or JSON) file has it in it.
-///
-/// # Errors
-/// When the file is not YAML.
-pub fn service_account_annotations(
-    text: &str,
-    namespace: &str,
-    name: &str,
-) -> Result<Option<BTreeMap<String, String>>, ClassError> {
-    let account = manifests(text)?.flatten().find(|manifest| {
-        let metadata = &manifest.metadata;
-        (manifest.kind.as_str(), manifest.api_version.as_str()) == ("ServiceAccount", "v1")
-            && (metadata.namespace.as_str(), metadata.name.as_str()) == (namespace, name)
-    });
-    Ok(account.map(|account| account.metadata.annotations.unwrap_or_default()))
-}
-
-fn manifests(text: &str) -> Result<impl Iterator<Item = Result<Manifest, ClassError>>, ClassError> {
-    // Kubernetes reads YAML 1.1, where 0400 is octal.
-    let options = serde_saphyr::options! { legacy_octal_numbers: true };
-    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
-        .map_err(|error| ClassError::new("file", first_line(&error.to_string())))?;
-    let documents = documents.into_iter();
-    Ok(documents.map(|document| at_path("", document)))
-}
-
-fn unnamed(error: ClassError) -> Document {
-    Document {
-        name: ClassName {
-            namespace: String::new(),
-            name: String::new(),
-        },
-        class: Err(error),
-    }
-}
-
-fn read_class(manifest: Manifest) -> Document {
-    let name = ClassName {
-        namespace: manifest.metadata.namespace,
-        name: manifest.metadata.name,
-    };
-    let mark = manifest
-        .metadata
-        .annotations
-        .and_then(|mut annotations| annotations.remove(REFRESH));
-    let class = SecretProviderClass::new(name.clone(), manifest.spec);
-    Document {
-        name,
-        class: class.map(|class| class.with_refresh_mark(mark)),
-    }
 }
 
 impl SecretProviderClass {
@@ -534,10 +398,6 @@ fn at_path<T: for<'de> Deserialize<'de>>(root: &str, value: Value) -> Result<T, 
         };
         ClassError::new(field, error.inner().to_string())
     })
-}
-
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -842,24 +702,6 @@ mod tests {
                 .to_string();
             assert!(error.starts_with(message), "{error}");
         }
-    }
-
-    #[test]
-    fn a_file_holds_classes_among_other_things() {
-        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\n---\n\
-            apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\nmetadata: {name: a, namespace: ns}\nspec: {provider: file}\n---\n\
-            apiVersion: secrets-store.csi.x-k8s.io/v1alpha1\nkind: SecretProviderClass\nmetadata: {name: b, namespace: ns}\nspec: {provider: file, x: 1}\n---\n";
-        let documents = read_documents(text).expect("good");
-        let names: Vec<_> = documents
-            .iter()
-            .map(|d| (d.name.to_string(), d.class.is_ok()))
-            .collect();
-        assert_eq!(
-            names,
-            [("ns/a".to_owned(), true), ("ns/b".to_owned(), false)]
-        );
-        assert!(read_documents("a: [").is_err());
-        assert!(read_documents("").expect("nothing").is_empty());
     }
 
     #[test]
