@@ -50,6 +50,31 @@ async fn rule_g3_a_hundred_stuck_calls_take_no_slot_from_another_provider() {
 
 #[tokio::test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
+async fn rule_g3_rotations_stuck_in_one_plugin_hold_up_no_volume_of_another_provider() {
+    const STUCK: usize = 20;
+    let (node, plugin) = node_and_plugin(&[]).await;
+    node.folders.secret("password", "before");
+    node.folders.class("files", "provider: file");
+    let files = PodVolume::of_class(pod("files"), "files");
+    node.kubelet.publish(&files).await.unwrap();
+    for n in 0..STUCK {
+        let stuck = volume(&format!("stuck{n}"));
+        node.kubelet.publish(&stuck).await.unwrap();
+    }
+    assert_eq!(plugin.mounts().len(), STUCK);
+    plugin.behave(json!({"hang": true}));
+    node.folders
+        .class("shop", "provider: mock\nparameters: {objects: more}");
+    eventually("the slots are taken", || {
+        plugin.mounts().len() == STUCK + 16
+    })
+    .await;
+    node.folders.secret("password", "after");
+    node.eventually_reads(&files, "password", b"after").await;
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
 async fn rule_g3_a_plugin_that_never_answers_or_trickles_ends_at_the_deadline() {
     let (node, mut plugin) = node_and_plugin(&[]).await;
     plugin.behave(json!({"hang": true}));
