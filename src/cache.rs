@@ -248,18 +248,25 @@ impl SecretCache {
     pub fn measure(&self) {
         let now = clock::now();
         let state = self.0.state();
-        let held = state.entries.values().filter(|e| !e.users.is_empty());
-        let oldest = held
+        let used = || state.entries.values().filter(|e| !e.users.is_empty());
+        // What has a life of its own is looked at by that, however long it is.
+        let oldest = used()
+            .filter(|entry| entry.can_change())
             .filter_map(|entry| entry.held.as_ref())
             .map(|held| now.saturating_duration_since(held.at).as_secs())
             .max();
-        let ends = |entry: &Entry| Some(entry.held.as_ref()?.ends?.saturating_duration_since(now));
-        let next_end = state.entries.values().filter_map(ends).min();
-        let failing = state.entries.values().filter(|e| e.failed.is_some());
+        let next_end = used()
+            .filter_map(|entry| entry.held.as_ref())
+            .filter(|held| !matches!(held.life, Life::Rotates(_)))
+            .filter_map(|held| Some(held.ends?.saturating_duration_since(now)))
+            .min();
+        let failing = used()
+            .filter(|entry| entry.failed.is_some() && !entry.is_lacked())
+            .count();
         let metrics = &self.0.metrics;
         metrics.cache_entries.set(state.entries.len() as i64);
         metrics.cache_bytes.set(state.bytes as i64);
-        metrics.cache_failing.set(failing.count() as i64);
+        metrics.cache_failing.set(failing as i64);
         metrics.oldest_look.set(oldest.unwrap_or(0) as i64);
         metrics
             .next_expiry
@@ -306,6 +313,7 @@ impl Inner {
                     source: part.source.clone(),
                     object: wanted.object.clone(),
                     of_one_answer: wanted.of_one_answer.clone(),
+                    optional: wanted.optional,
                     strategy: part.strategy,
                 };
                 let own = subscription.effective(&state, wanted);
@@ -512,20 +520,26 @@ impl Inner {
         entry.landed();
         entry.again = false;
         let chance = key.chance(self.settings.seed, entry.looks);
-        let strategies = entry.users.values().map(|user| user.strategy);
+        let strategies: Vec<_> = entry.users.values().map(|user| user.strategy).collect();
+        let strategies = || strategies.iter().copied();
         let retry_after = error.retry_after();
         let backoff = self.settings.backoff;
-        let wait = schedule::after_failure(backoff, count, retry_after, strategies, chance);
+        let wait = schedule::after_failure(backoff, count, retry_after, strategies(), chance);
         entry.failed = Some(Failed {
             error: error.clone(),
             count,
             until: now + schedule::remembered(wait),
         });
+        let next = match (entry.users.is_empty(), entry.is_lacked()) {
+            (true, _) => Some(LINGER),
+            // Nobody waits for it: it is looked for as if it were there.
+            (false, true) => schedule::next_look(&Life::Static, strategies(), false, chance),
+            (false, false) => Some(wait),
+        };
         if count == 1 {
             entry.tell();
         }
-        let next = if entry.users.is_empty() { LINGER } else { wait };
-        state.set_due(key, Some(now + next));
+        state.set_due(key, next.map(|next| now + next));
         self.wake.notify_one();
     }
 

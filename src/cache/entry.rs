@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use coffer_provider::{Caller, Life, ObjectRef, ProviderError, Secret, Source, Version};
+use coffer_provider::{Caller, ErrorKind, Life, ObjectRef, ProviderError, Secret, Source, Version};
 use tokio::time::Instant;
 
 use super::{Settings, Subscriber};
@@ -70,6 +70,8 @@ pub(super) struct User {
     pub(super) object: ObjectRef,
     /// It, and what is looked at together with it.
     pub(super) of_one_answer: Arc<[ObjectRef]>,
+    /// The volume can do without it.
+    pub(super) optional: bool,
     pub(super) strategy: Strategy,
 }
 
@@ -143,6 +145,13 @@ impl Entry {
     pub(super) fn is_the_only_one(&self) -> bool {
         let held = self.held.as_ref();
         held.is_some_and(|held| matches!(held.life, Life::Once))
+    }
+
+    /// Whether the store does not have it, and all its volumes do without it.
+    pub(super) fn is_lacked(&self) -> bool {
+        let failed = self.failed.as_ref();
+        failed.is_some_and(|failed| failed.error.kind() == ErrorKind::NotFound)
+            && self.users.values().all(|user| user.optional)
     }
 
     pub(super) fn tell(&self) {
