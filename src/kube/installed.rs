@@ -1,44 +1,66 @@
-//! Looks once whether the CRDs that are installed know our fields. Those of secrets-store-csi-driver do not: the API
-//! server takes such fields out of every object before it keeps it, and nobody hears of it.
+//! Looks now and then whether the CRDs that are installed know our fields. Those of secrets-store-csi-driver do not:
+//! the API server takes such fields out of every object before it keeps it, and nobody hears of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::kube::Client;
 use axum::http::Request;
 use serde_json::Value;
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::client::{Backoff, RequestError, in_time};
 use super::crd::{GROUP, VERSION, schemas};
 use crate::telemetry::Metrics;
 
-/// Asks until there is an answer. Needs no right: everybody may read the descriptions of what is served.
+/// How often it is looked again: somebody may have installed others.
+const AGAIN: Duration = Duration::from_secs(600);
+
+/// Asks until there is an answer, and then now and then. Says what has changed since the last look. Needs no
+/// right: everybody may read the descriptions of what is served.
 pub(super) async fn look(client: Client, metrics: Arc<Metrics>) {
+    let mut said = HashMap::new();
+    loop {
+        let served = described_at_last(&client).await;
+        for (kind, ours) in schemas() {
+            let theirs = described(&served, kind);
+            let missing = theirs.map(|theirs| missing(&ours, theirs));
+            let missing = missing.unwrap_or_else(|| vec!["everything".to_owned()]);
+            metrics.reports.crd_is_whole(kind, missing.is_empty());
+            if said.get(kind) != Some(&missing) {
+                say(kind, &missing);
+                said.insert(kind, missing);
+            }
+        }
+        sleep(AGAIN).await;
+    }
+}
+
+async fn described_at_last(client: &Client) -> Value {
     let mut backoff = Backoff::default();
     let mut told = false;
-    let served = loop {
-        match ask(&client).await {
-            Ok(served) => break served,
+    loop {
+        match ask(client).await {
+            Ok(served) => return served,
             Err(error) if error.code() == Some(404) && !std::mem::replace(&mut told, true) => {
                 warn!("the API server serves no {GROUP}/{VERSION}: are the CRDs installed?");
             }
             Err(error) => debug!(%error, "descriptions of the CRDs not read yet"),
         }
         backoff.wait().await;
-    };
-    for (kind, ours) in schemas() {
-        let theirs = described(&served, kind);
-        let missing = theirs.map(|theirs| missing(&ours, theirs));
-        let missing = missing.unwrap_or_else(|| vec!["everything".to_owned()]);
-        metrics.reports.crd_is_whole(kind, missing.is_empty());
-        match missing.is_empty() {
-            true => info!(kind, "the installed CRD has all fields"),
-            false => warn!(
-                kind,
-                fields = missing.join(", "),
-                "the installed CRD is another than the chart's, and the API server takes these fields out of every object: install the chart's CRDs (crds.install)"
-            ),
-        }
+    }
+}
+
+fn say(kind: &str, missing: &[String]) {
+    match missing.is_empty() {
+        true => info!(kind, "the installed CRD has all fields"),
+        false => warn!(
+            kind,
+            fields = missing.join(", "),
+            "the installed CRD is another than the chart's, and the API server takes these fields out of every object: install the chart's CRDs (crds.install)"
+        ),
     }
 }
 
