@@ -237,6 +237,7 @@ fn vault_settings(
         auth_mount: args.vault_mount.clone().unwrap_or(default.auth_mount),
         audience: args.vault_audience.clone(),
         allowed_addresses: args.vault_address.clone(),
+        node_addresses: args.node_addresses.clone(),
         allowed_namespaces: args.vault_allowed_namespace.clone(),
         allowed_mounts: args.vault_allowed_mount.clone(),
         allow_insecure_tls: args.allow_insecure_tls,

@@ -14,6 +14,8 @@ use coffer_provider::{Caller, ErrorKind, Forwarded, IdentifiedBy, Pod, ServiceAc
 use crate::cache::Given;
 use crate::catalog::Catalog;
 use crate::class::{SecretProviderClass, read_documents};
+#[cfg(feature = "aws")]
+use crate::config::AwsArgs;
 use crate::config::{Patience, VaultArgs};
 use crate::driver;
 use crate::payload::{Limits, Payload};
@@ -28,6 +30,15 @@ pub struct RenderArgs {
     /// Folder of the file provider: its classes are then read for real, with values masked
     #[arg(long)]
     pub file_root: Option<PathBuf>,
+
+    /// What the driver has for classes of Vault and OpenBao
+    #[command(flatten)]
+    pub vault: VaultArgs,
+
+    /// What the driver has for classes of AWS
+    #[cfg(feature = "aws")]
+    #[command(flatten)]
+    pub aws: AwsArgs,
 }
 
 /// Prints every class of the file. Nothing is mounted and nothing is written.
@@ -88,19 +99,14 @@ fn catalog(args: &RenderArgs) -> anyhow::Result<(Catalog, Option<tempfile::TempD
         .with_context(|| format!("cannot read {}", root.display()))?;
     let catalog = driver::catalog(
         Some(&root),
-        &VaultArgs::default(),
+        &args.vault,
         &Limits::default(),
         Patience::default(),
     )?;
     #[cfg(feature = "aws")]
     let catalog = {
         let nobody = driver::Place::Folder(PathBuf::new());
-        driver::with_aws(
-            catalog,
-            &crate::config::AwsArgs::default(),
-            Patience::default(),
-            nobody,
-        )?
+        driver::with_aws(catalog, &args.aws, Patience::default(), nobody)?
     };
     Ok((catalog, scratch))
 }
@@ -166,7 +172,22 @@ async fn render_class(
         true => write_files(&mut out, &spec, &answers)?,
         false => write_items(&mut out, &spec)?,
     }
+    write_secrets(&mut out, &class)?;
     Ok(out)
+}
+
+/// The Kubernetes Secrets that are made of the files.
+fn write_secrets(out: &mut String, class: &SecretProviderClass) -> anyhow::Result<()> {
+    if !class.secret_objects.is_empty() {
+        writeln!(out, "  Secrets, with syncSecret.enabled in the chart")?;
+    }
+    for (at, object) in class.secret_objects.iter().enumerate() {
+        match object {
+            Ok(object) => writeln!(out, "    {:<32} {}", object.name, object.kind)?,
+            Err(error) => writeln!(out, "    would not be made: secretObjects[{at}].{error}")?,
+        }
+    }
+    Ok(())
 }
 
 fn identity(source: &VolumeSource, class: &SecretProviderClass) -> String {

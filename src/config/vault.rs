@@ -1,5 +1,6 @@
 //! The flags of the providers vault and openbao.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -15,6 +16,10 @@ pub struct VaultArgs {
     /// where they are named here. Without any: every https address but those
     #[arg(long, env = "COFFER_VAULT_ADDRESS", value_delimiter = ',')]
     pub vault_address: Vec<String>,
+
+    /// IP address of the node, for a driver that does not see its interfaces: classes may not send tokens there
+    #[arg(long, env = "COFFER_NODE_ADDRESSES", value_delimiter = ',')]
+    pub node_addresses: Vec<IpAddr>,
 
     /// Namespace of classes that name none
     #[arg(long, env = "COFFER_VAULT_NAMESPACE")]

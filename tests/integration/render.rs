@@ -69,6 +69,41 @@ fn render_shows_what_aws_would_be_asked_for_and_as_whom() {
 }
 
 #[test]
+fn render_knows_what_the_driver_is_told_of_stores_and_shows_the_secrets_of_the_cluster() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("class.yaml");
+    let class = "apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\n\
+        metadata: {name: a, namespace: b}\nspec:\n  provider: vault\n  parameters:\n    roleName: shop\n    \
+        objects: '[{objectName: a, secretPath: secret/data/a, secretKey: a}]'\n  \
+        secretObjects:\n  - {secretName: s, type: Opaque, data: [{objectName: a, key: a}]}\n  - {secretName: t}\n";
+    fs::write(&file, class).unwrap();
+    let file = file.to_str().unwrap();
+    let (good, text) = coffer(&["render", file]);
+    assert!(!good && text.contains("vaultAddress"), "{text}");
+    let address = "--vault-addr=https://192.0.2.7:8200";
+    let (good, text) = coffer(&["render", file, address]);
+    assert!(good, "{text}");
+    for line in [
+        "in the role shop at https://192.0.2.7:8200",
+        "    s                                Opaque\n",
+        "    would not be made: secretObjects[1].type: ",
+    ] {
+        assert!(text.contains(line), "{line}\nis not in\n{text}");
+    }
+    // A driver in a pod does not see by itself that this is its node.
+    let class = class.replace(
+        "roleName: shop",
+        "roleName: shop\n    vaultAddress: https://192.0.2.7:8200",
+    );
+    fs::write(file, class).unwrap();
+    let own = "--node-addresses=192.0.2.6,192.0.2.7";
+    let (good, text) = coffer(&["render", file, own]);
+    assert!(!good && text.contains("an address of the node"), "{text}");
+    let (good, text) = coffer(&["render", file, "--node-addresses=192.0.2.6"]);
+    assert!(good, "{text}");
+}
+
+#[test]
 fn render_says_what_is_wrong_and_ends_with_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("class.yaml");
