@@ -95,12 +95,13 @@ pub struct NodeArgs {
     #[command(flatten)]
     pub sync: SyncArgs,
 
-    /// Most bytes of secret values that are kept in memory
+    /// Most bytes of secret values that are kept in memory, 1024Gi at most
     #[arg(long, env = "COFFER_CACHE_BYTES", default_value = "32Mi", value_parser = quantity)]
     pub cache_bytes: u64,
 
     /// Most bytes of all volumes of the node, each with room for the generation that replaces the present
-    /// one. They count as memory of the driver's container, whose limit has to have room for them
+    /// one; 1Mi to 1024Gi. They count as memory of the driver's container, whose limit has to have room for
+    /// them
     #[arg(long, env = "COFFER_NODE_BUDGET", default_value = "64Mi", value_parser = quantity)]
     pub node_budget: u64,
 
@@ -112,11 +113,11 @@ pub struct NodeArgs {
     #[arg(long, env = "COFFER_MAX_VOLUME_FILES", default_value_t = 256)]
     pub max_volume_files: usize,
 
-    /// Most bytes in the parameters of one source of a SecretProviderClass
+    /// Most bytes in the parameters of one source of a SecretProviderClass, 1Ki to 1Mi
     #[arg(long, env = "COFFER_MAX_PARAMETER_BYTES", default_value = "64Ki", value_parser = quantity)]
     pub max_parameter_bytes: u64,
 
-    /// Most bytes in one request of the kubelet
+    /// Most bytes in one request of the kubelet, 64Ki to 64Mi
     #[arg(long, env = "COFFER_MAX_REQUEST_BYTES", default_value = "4Mi", value_parser = quantity)]
     pub max_request_bytes: u64,
 
@@ -125,11 +126,12 @@ pub struct NodeArgs {
     #[arg(long, env = "COFFER_POD_ATTRIBUTES_WIN")]
     pub pod_attributes_win: bool,
 
-    /// How long a first mount may take; less where the kubelet waits less
+    /// How long a first mount may take, 1s to 60s; less where the kubelet waits less
     #[arg(long, env = "COFFER_PUBLISH_TIMEOUT", default_value = "60s", value_parser = duration)]
     pub publish_timeout: Duration,
 
-    /// How often a store is asked for the classes that do not say
+    /// How often a store is asked for the classes that do not say, 24h at most and --min-rotation-interval at
+    /// least: a shorter one counts as that
     #[arg(
         long,
         alias = "rotation-poll-interval",
@@ -139,27 +141,28 @@ pub struct NodeArgs {
     )]
     pub rotation_interval: Duration,
 
-    /// How often an Event is told of one volume for one reason, at most
+    /// How often an Event is told of one volume for one reason at most, 1s to 24h
     #[arg(long, env = "COFFER_EVENT_INTERVAL", default_value = "10m", value_parser = duration)]
     pub event_interval: Duration,
 
-    /// The shortest interval that a class may ask for
+    /// The shortest interval that a class may ask for, 1s to 24h
     #[arg(long, env = "COFFER_MIN_ROTATION_INTERVAL", default_value = "10s", value_parser = duration)]
     pub min_rotation_interval: Duration,
 
-    /// How long it may take until there is a connection to a store
+    /// How long it may take until there is a connection to a store, 100ms to --store-timeout
     #[arg(long, env = "COFFER_STORE_CONNECT_TIMEOUT", default_value = "3s", value_parser = duration)]
     pub store_connect_timeout: Duration,
 
-    /// How long one request to a store may take
+    /// How long one request to a store may take, 1s to 60s
     #[arg(long, env = "COFFER_STORE_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub store_timeout: Duration,
 
-    /// How long a store is left alone after its first failure; twice as long after each further one
+    /// How long a store is left alone after its first failure, 100ms to --store-max-backoff; twice as long
+    /// after each further one
     #[arg(long, env = "COFFER_STORE_BACKOFF", default_value = "500ms", value_parser = duration)]
     pub store_backoff: Duration,
 
-    /// How long a store is left alone after many failures
+    /// How long a store is left alone after many failures, 1s to 10m
     #[arg(long, env = "COFFER_STORE_MAX_BACKOFF", default_value = "60s", value_parser = duration)]
     pub store_max_backoff: Duration,
 
@@ -455,7 +458,6 @@ fn metrics(address: &str) -> Result<Option<SocketAddr>, ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use super::limits::DAY;
     use super::*;
     use clap::Parser;
 
@@ -562,14 +564,8 @@ mod tests {
                 60_000,
                 (|config| config.bounds.publish_timeout) as fn(&Config) -> Duration,
             ),
-            ("min-rotation-interval", 1_000, 120_000, |config| {
+            ("min-rotation-interval", 1_000, 86_400_000, |config| {
                 config.bounds.intervals.least
-            }),
-            ("rotation-interval", 10_000, 86_400_000, |config| {
-                config.bounds.intervals.default
-            }),
-            ("rotation-poll-interval", 10_000, 86_400_000, |config| {
-                config.bounds.intervals.default
             }),
             ("event-interval", 1_000, 86_400_000, |config| {
                 config.bounds.event_interval
@@ -596,8 +592,26 @@ mod tests {
                 assert!(error.to_string().contains("must be between"), "{error}");
             }
         }
-        let longest = config(&["--min-rotation-interval=24h", "--rotation-interval=24h"]);
-        assert_eq!(longest.expect("a day").bounds.intervals.least, DAY);
+    }
+
+    #[test]
+    fn an_interval_of_upstream_that_is_shorter_than_ours_counts_as_the_shortest() {
+        for flag in ["rotation-interval", "rotation-poll-interval"] {
+            for (given, counts) in [
+                ("1s", 10_000),
+                ("10s", 10_000),
+                ("10001ms", 10_001),
+                ("24h", 86_400_000),
+            ] {
+                let config = config(&[&format!("--{flag}={given}")]).expect(given);
+                let counts = Duration::from_millis(counts);
+                assert_eq!(config.bounds.intervals.default, counts, "{flag} {given}");
+            }
+            for bad in ["0s", "999ms", "86400001ms"] {
+                let error = config(&[&format!("--{flag}={bad}")]).expect_err(bad);
+                assert!(error.to_string().contains("must be between"), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -145,14 +145,16 @@ fn intervals(args: &NodeArgs) -> Result<Intervals, ConfigError> {
         (SECOND, DAY),
         "must be between 1s and 24h",
     )?;
+    let default = time_within(
+        "rotation-interval",
+        args.rotation_interval,
+        (SECOND, DAY),
+        "must be between 1s and 24h",
+    )?;
     Ok(Intervals {
         least,
-        default: time_within(
-            "rotation-interval",
-            args.rotation_interval,
-            (least, DAY),
-            "must be between --min-rotation-interval and 24h",
-        )?,
+        // Installations of secrets-store-csi-driver have shorter ones, and are to start.
+        default: default.max(least),
     })
 }
 
