@@ -83,6 +83,7 @@ pub fn next_look(
     first: bool,
     chance: f64,
 ) -> Option<Duration> {
+    let part_of = |life: Duration, part: f64| Some(life.mul_f64(part).max(SHORTEST_LIFE));
     match life {
         Life::Static => strategies
             .filter_map(|strategy| strategy.next(first, chance))
@@ -95,10 +96,13 @@ pub fn next_look(
             duration: life,
             renewable: true,
             ..
-        } => Some(life.mul_f64(0.6 + 0.1 * chance)),
-        Life::Leased { duration, .. } => Some(duration.mul_f64(0.6 + 0.2 * chance)),
+        } => part_of(*life, 0.6 + 0.1 * chance),
+        Life::Leased { duration, .. } => part_of(*duration, 0.6 + 0.2 * chance),
     }
 }
+
+/// No life is taken for shorter: by a clock that is wrong a certificate has ended when it is made.
+const SHORTEST_LIFE: Duration = Duration::from_secs(1);
 
 /// The least time that a store gets for putting another value in the place of one.
 const AFTER_ROTATION: Duration = Duration::from_secs(1);
@@ -168,6 +172,19 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
     const CHANCES: [f64; 5] = [0.0, 0.25, 0.5, 0.75, 0.999];
+
+    #[test]
+    fn a_life_that_is_over_at_once_is_not_looked_at_without_a_pause() {
+        let lease = Life::Leased {
+            lease: Lease::new("a".into()),
+            duration: Duration::ZERO,
+            renewable: false,
+        };
+        for life in [Life::Expires(Duration::ZERO), lease] {
+            let next = next_look(&life, std::iter::empty(), false, 0.0);
+            assert_eq!(next, Some(SHORTEST_LIFE));
+        }
+    }
 
     #[test]
     fn a_static_value_is_looked_at_within_its_interval_by_the_strictest_strategy() {
