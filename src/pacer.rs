@@ -90,7 +90,7 @@ pub struct Pacer {
     /// Whoever waits for the bucket holds one: first come, first served.
     mounts: tokio::sync::Mutex<()>,
     refreshes: tokio::sync::Mutex<()>,
-    waiting: AtomicUsize,
+    mounts_waiting: AtomicUsize,
     queue: usize,
 }
 
@@ -123,7 +123,7 @@ impl Pacer {
             bucket: Mutex::new(Bucket::new(rate, Instant::now())),
             mounts: tokio::sync::Mutex::default(),
             refreshes: tokio::sync::Mutex::default(),
-            waiting: AtomicUsize::new(0),
+            mounts_waiting: AtomicUsize::new(0),
         }
     }
 
@@ -132,10 +132,11 @@ impl Pacer {
     /// # Errors
     /// [`QueueFull`] for a first mount behind too many others.
     pub async fn enter(&self, urgency: Urgency, requests: usize) -> Result<Permit<'_>, QueueFull> {
-        let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.waiting);
+        let _waiting = match urgency {
+            Urgency::Mount => Some(self.queue_up()?),
+            Urgency::Refresh => None,
+        };
         let (queue, reserve) = match urgency {
-            Urgency::Mount if waiting >= self.queue => return Err(QueueFull),
             Urgency::Mount => (&self.mounts, 0.0),
             Urgency::Refresh => (&self.refreshes, self.reserve()),
         };
@@ -151,6 +152,15 @@ impl Pacer {
                 Ok(()) => return Ok(Permit(slot, refresh)),
                 Err(wait) => sleep(wait).await,
             }
+        }
+    }
+
+    fn queue_up(&self) -> Result<Waiting<'_>, QueueFull> {
+        let before = self.mounts_waiting.fetch_add(1, Ordering::Relaxed);
+        let waiting = Waiting(&self.mounts_waiting);
+        match before < self.queue {
+            true => Ok(waiting),
+            false => Err(QueueFull),
         }
     }
 
@@ -197,6 +207,15 @@ mod tests {
         drop(pacer.enter(Urgency::Mount, 1000).await.expect("room"));
         drop(pacer.enter(Urgency::Mount, 1).await.expect("room"));
         assert!(start.elapsed() > Duration::from_secs(90), "a batch is paid");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refreshes_take_no_place_in_the_queue_of_first_mounts() {
+        let pacer = Pacer::new(RATE, 2, 1);
+        let _refresh = pacer.enter(Urgency::Refresh, 1).await;
+        let mut waiting = Box::pin(pacer.enter(Urgency::Refresh, 1));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert!(pacer.enter(Urgency::Mount, 1).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
