@@ -374,6 +374,21 @@ impl Inner {
         flight
     }
 
+    /// What was not asked for, because too many wait, is due again in a moment for those who have it.
+    pub(crate) fn turned_away(&self, items: &[Item]) {
+        let now = clock::now();
+        let mut state = self.state();
+        for item in items {
+            let entry = state.entries.get(&item.key);
+            let is_kept = |entry: &Entry| entry.held.is_some() || entry.failed.is_some();
+            if entry.is_some_and(|entry| entry.due.is_none() && is_kept(entry)) {
+                state.set_due(&item.key, Some(now + IN_FLIGHT));
+            }
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
     /// Takes down what a store answered, and tells whom it concerns: all at once, so that no volume sees
     /// a part of it.
     pub(crate) fn settle(
@@ -394,7 +409,7 @@ impl Inner {
             let mut key = item.key.clone();
             let own = parted.contains(&key.together) && !key.share_all;
             if own && key.identity == key.identity.without_pod() {
-                state.part_by_pod(&key);
+                state.part_by_pod(&key, clock::now());
                 key = key.of_pod(&caller.pod.uid);
             }
             self.settle_one(&mut state, key, answer)

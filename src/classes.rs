@@ -125,11 +125,18 @@ impl Classes {
         self.find(name)
     }
 
-    /// An item for each time that the class has changed, or its annotation for a refresh.
+    /// An item for each time that the class has changed, or its annotation for a refresh, since it was `seen`;
+    /// without that, from now on.
     #[must_use]
-    pub fn watch(&self, name: &ClassName) -> Changes {
+    pub fn watch(&self, name: &ClassName, seen: Option<&SecretProviderClass>) -> Changes {
         let mut known = self.0.clone();
-        let last = hash(&known.borrow_and_update(), name);
+        let last = match seen {
+            Some(class) => {
+                known.mark_changed();
+                Some(Ok(hash_of(class)))
+            }
+            None => hash(&known.borrow_and_update(), name),
+        };
         let state = (known, name.clone(), last);
         Box::pin(stream::unfold(
             state,
@@ -151,8 +158,11 @@ type Hash = Result<(String, Option<String>), ClassError>;
 
 fn hash(known: &Known, name: &ClassName) -> Option<Hash> {
     let class = known.classes.get(name)?.as_ref();
-    let hash = class.map(|class| (class.hash.clone(), class.refresh_mark.clone()));
-    Some(hash.map_err(Clone::clone))
+    Some(class.map(|class| hash_of(class)).map_err(Clone::clone))
+}
+
+fn hash_of(class: &SecretProviderClass) -> (String, Option<String>) {
+    (class.hash.clone(), class.refresh_mark.clone())
 }
 
 #[cfg(test)]
@@ -198,7 +208,7 @@ mod tests {
         let (classes, feed) = Classes::new();
         let (name, shop) = class("shop", "file");
         feed.put(name.clone(), shop.clone());
-        let mut changes = classes.watch(&name);
+        let mut changes = classes.watch(&name, None);
         for (other, class) in [class("other", "file"), (name.clone(), shop)] {
             feed.put(other, class);
             assert!(changes.next().now_or_never().is_none());

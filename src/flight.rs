@@ -1,13 +1,15 @@
 //! One question to a store, and all who wait for its answer.
 
 use std::collections::{BTreeSet, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coffer_provider::{
     Caller, ErrorKind, Lease, Life, ObjectRef, ProviderError, Secret, Source, Version, clean_text,
 };
-use tokio::sync::watch;
+use futures_util::FutureExt;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info};
@@ -66,6 +68,8 @@ type Outcomes = Arc<HashMap<Arc<Key>, Outcome>>;
 
 /// A question on its way. It is given up when nobody waits for it any more.
 pub(crate) struct Flight {
+    /// Somebody waits for it that has no answer yet.
+    hurry: Arc<Notify>,
     outcomes: watch::Receiver<Option<Outcomes>>,
     keys: Vec<Arc<Key>>,
     _task: AbortOnDropHandle<()>,
@@ -81,15 +85,23 @@ impl Flight {
     ) -> Arc<Self> {
         let (land, outcomes) = watch::channel(None);
         let keys = items.iter().map(|item| item.key.clone()).collect();
+        let hurry = Arc::new(Notify::new());
+        let hurried = hurry.clone();
         let task = tokio::spawn(async move {
-            let outcomes = fly(&cache, &*source, &caller, items, urgency).await;
+            let outcomes = fly(&cache, &*source, &caller, items, urgency, &hurried).await;
             let _ = land.send(Some(Arc::new(outcomes)));
         });
         Arc::new(Self {
+            hurry,
             outcomes,
             keys,
             _task: AbortOnDropHandle::new(task),
         })
+    }
+
+    /// From now on it waits for its store among the first mounts.
+    pub(crate) fn hurry(&self) {
+        self.hurry.notify_one();
     }
 
     pub(crate) fn has_landed(&self) -> bool {
@@ -102,11 +114,8 @@ impl Flight {
         if let Ok(landed) = outcomes.wait_for(Option::is_some).await {
             return landed.clone().expect("it was waited for");
         }
-        // The task is gone without an answer: the provider has panicked.
-        let error = ProviderError::new(
-            ErrorKind::InvalidAnswer,
-            "the provider failed inside the driver: please report this",
-        );
+        // The task is gone without an answer: it has panicked.
+        let error = failed_inside();
         let failed = |key: &Arc<Key>| {
             let failure = ReadFailure::Store(error.clone());
             (key.clone(), Outcome::Failed(failure))
@@ -121,21 +130,34 @@ async fn fly(
     caller: &Caller,
     items: Vec<Item>,
     urgency: Urgency,
+    hurried: &Notify,
 ) -> HashMap<Arc<Key>, Outcome> {
     let Some(first) = items.first() else {
         return HashMap::new();
     };
     let pacer = cache.pacer(&first.key);
-    let Ok(_permit) = pacer.enter(urgency, items.len()).await else {
+    let permit = tokio::select! {
+        biased;
+        permit = pacer.enter(urgency, items.len()) => permit,
+        () = hurried.notified() => pacer.enter(Urgency::Mount, items.len()).await,
+    };
+    let Ok(_permit) = permit else {
+        cache.turned_away(&items);
         let full = || Outcome::Failed(ReadFailure::QueueFull);
         return items.into_iter().map(|item| (item.key, full())).collect();
     };
     let asked = Instant::now();
-    let answers = timeout(STORE_DEADLINE, ask(source, caller, &items)).await;
+    // A provider that panics has failed, and is asked again like any other (R11).
+    let asking = AssertUnwindSafe(ask(source, caller, &items)).catch_unwind();
+    let answers = timeout(STORE_DEADLINE, asking).await;
     let took = asked.elapsed();
     cache.metrics.answered(first.key.provider, took);
     let answers = match answers {
-        Ok(answers) => answers,
+        Ok(Ok(answers)) => answers,
+        Ok(Err(_panicked)) => {
+            let failed = || Answer::Failed(failed_inside());
+            items.iter().map(|_| failed()).collect()
+        }
         Err(_) => {
             let problem = format!(
                 "the store did not answer within {} s",
@@ -149,6 +171,13 @@ async fn fly(
         audit(cache, caller, item, answer);
     }
     cache.settle(caller, &items, answers)
+}
+
+fn failed_inside() -> ProviderError {
+    ProviderError::new(
+        ErrorKind::InvalidAnswer,
+        "the provider failed inside the driver: please report this",
+    )
 }
 
 /// Renews what can be renewed, compares versions where they are known, and reads the rest in one go.

@@ -20,7 +20,7 @@ use self::look::ROTATIONS;
 use self::secrets::{files, stamp};
 use crate::cache::{Given, SecretCache, Subscriber, Tidings};
 use crate::catalog::Catalog;
-use crate::class::ClassName;
+use crate::class::{ClassName, SecretProviderClass};
 use crate::classes::Classes;
 use crate::error::PublishError;
 pub use crate::flight::STORE_DEADLINE;
@@ -163,7 +163,7 @@ impl Publisher {
     ) -> Result<Outcome, PublishError> {
         let name = class_name(&request)?;
         let class = in_time(turn, deadline, self.classes.find_soon(&name)).await??;
-        let mut spec = self.catalog.resolve(class, &request.attributes)?;
+        let mut spec = self.catalog.resolve(class.clone(), &request.attributes)?;
         in_time(turn, deadline, spec.identify(&request.requester.pod)).await?;
         if !self.catalog.pod_attributes_win() {
             self.reports.resolved(&request, &spec);
@@ -199,6 +199,7 @@ impl Publisher {
             request,
             Some(record),
             subscriber,
+            Some(&class),
             followed,
             Some(told),
             synced,
@@ -218,12 +219,16 @@ impl Publisher {
         let Some(published) = &mut **turn else {
             info!(volume.id = %request.volume_id, "volume taken over");
             let subscriber = Subscriber::new(request.volume_id.clone(), request.requester.clone());
-            **turn = Some(self.published(request, record, subscriber, None, None, None));
+            **turn = Some(self.published(request, record, subscriber, None, None, None, None));
             self.metrics.volumes.set(self.registry.len() as i64);
             return;
         };
         published.subscriber.renew(request.requester.clone());
         published.request = request;
+        // Its ServiceAccount was made anew: what is asked for from now on is asked for by the new one.
+        published
+            .followed
+            .take_if(|followed| followed.subscription.is_outlived());
         match &published.followed {
             Some(followed) => followed.subscription.republished(),
             None => published.subscriber.tell(),
@@ -235,11 +240,12 @@ impl Publisher {
         request: Arc<PublishRequest>,
         record: Option<Record>,
         subscriber: Arc<Subscriber>,
+        seen: Option<&SecretProviderClass>,
         followed: Option<Followed>,
         tidings: Option<Tidings>,
         synced: Option<Synced>,
     ) -> Published {
-        let class = class_name(&request).map(|name| self.classes.watch(&name));
+        let class = class_name(&request).map(|name| self.classes.watch(&name, seen));
         let look_at = synced.as_ref().map(|synced| synced.due);
         let follow = rotation::follow(
             self.clone(),

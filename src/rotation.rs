@@ -42,23 +42,20 @@ pub(crate) async fn follow(
             Some(()) = next(&mut class) => {}
             () = volume.changed() => {}
             Some(told) = next(&mut tidings) => {
-                publisher.told(volume_id, told).await;
+                let _ = attempt(publisher.told(volume_id, told)).await;
                 continue;
             }
             () = at(look_at) => {}
             () = at(sweep_at) => {
-                sweep_at = sweep(&publisher, volume_id).await;
+                let swept = attempt(sweep(&publisher, volume_id)).await;
+                sweep_at = swept.unwrap_or_else(|_| Some(Instant::now() + RETRY_MAX));
                 continue;
             }
         }
         look_at = None;
-        // A panic takes this one attempt along, not the volume's rotations for good (R11). What it leaves
-        // half done is the volume's turn, which is given back as after any error.
-        let rotated = AssertUnwindSafe(publisher.rotate(volume_id)).catch_unwind();
-        let rotated = rotated.await.unwrap_or(Err(PublishError::Panicked));
-        match rotated {
+        let rotated = attempt(publisher.rotate(volume_id, &mut tidings)).await;
+        match rotated.flatten() {
             Ok(looked) => {
-                tidings = looked.tidings.or(tidings);
                 look_at = looked.look_again;
                 retry = RETRY;
                 if failing.take().is_some() {
@@ -76,6 +73,10 @@ pub(crate) async fn follow(
                 }
             }
             Err(error) => {
+                if matches!(error, PublishError::Volume(_)) {
+                    // It may have been replaced before that.
+                    sweep_at = sweep_at.or(Some(Instant::now() + SWEEP));
+                }
                 if !waits_for_its_class(&error) {
                     look_at = Some(Instant::now() + retry);
                     retry = (retry * 2).min(RETRY_MAX);
@@ -91,6 +92,13 @@ pub(crate) async fn follow(
             }
         }
     }
+}
+
+/// A panic takes one attempt along, not what follows the volume (R11). What it leaves half done is the
+/// volume's turn, which is given back as after any error.
+async fn attempt<T>(work: impl Future<Output = T>) -> Result<T, PublishError> {
+    let worked = AssertUnwindSafe(work).catch_unwind().await;
+    worked.map_err(|_| PublishError::Panicked)
 }
 
 /// Only a change of the class can help, and that is told.
@@ -110,9 +118,10 @@ async fn sweep(publisher: &Arc<Publisher>, volume_id: &str) -> Option<Instant> {
     match publisher.sweep(volume_id).await {
         Ok(Outcome::TooSoon(wait)) => Some(Instant::now() + wait),
         Ok(_) => None,
+        Err(PublishError::Unpublished) => None,
         Err(error) => {
             debug!(volume.id = %volume_id, %error, "volume not swept");
-            None
+            Some(Instant::now() + RETRY_MAX)
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use coffer_provider::{Caller, ErrorKind, Life, ObjectRef, ProviderError, Secret, Source, Version};
 use tokio::time::Instant;
 
-use super::{Settings, Subscriber};
+use super::{LINGER, Settings, Subscriber};
 use crate::flight::{Flight, Item};
 use crate::identity::Identity;
 use crate::schedule::{self, Strategy};
@@ -250,8 +250,9 @@ impl State {
         after.map(|after| now + after)
     }
 
-    /// From now on each pod has an entry of its own.
-    pub(super) fn part_by_pod(&mut self, shared: &Arc<Key>) {
+    /// From now on each pod has an entry of its own. Who waits for an answer asks for its own; the volumes that
+    /// are there already have theirs looked at in a while.
+    pub(super) fn part_by_pod(&mut self, shared: &Arc<Key>, now: Instant) {
         let entry = self.entry(shared);
         if std::mem::replace(&mut entry.per_pod, true) {
             return;
@@ -261,7 +262,11 @@ impl State {
         self.set_due(shared, None);
         for (id, user) in users {
             let own = shared.of_pod(&user.subscriber.requester().pod.uid);
-            self.entry(&own).users.insert(id, user);
+            let entry = self.entry(&own);
+            entry.users.insert(id, user);
+            if entry.held.is_none() && entry.due.is_none() {
+                self.set_due(&own, Some(now + LINGER));
+            }
         }
     }
 

@@ -193,6 +193,7 @@ impl Subscription {
                     let error = failed.error.clone();
                     *answer = Some(self.instead(entry, part, wanted, &error, now)?);
                 } else if let Some(flight) = entry.in_flight() {
+                    flight.hurry();
                     flights.push(flight);
                 } else {
                     *answer = None;
@@ -402,7 +403,7 @@ impl Subscription {
                 let key = match left.is_some() || once {
                     // What ends by itself, or is the only one, was made for one pod.
                     true if !wanted.key.share_all => {
-                        state.part_by_pod(&wanted.key);
+                        state.part_by_pod(&wanted.key, now);
                         self.effective(&state, wanted)
                     }
                     _ => self.effective(&state, wanted),
@@ -411,7 +412,9 @@ impl Subscription {
                     true => Life::Once,
                     false => left.map_or(Life::Static, Life::Expires),
                 };
-                if let Some(version) = version.filter(|_| state.entry(&key).held.is_none()) {
+                // Another volume, or this process, knows more of it.
+                let is_known = state.entry(&key).held.is_some();
+                if let Some(version) = version.filter(|_| !is_known) {
                     state.entry(&key).held = Some(Held {
                         secret: None,
                         version,
@@ -423,6 +426,7 @@ impl Subscription {
                 let due = match part.strategy {
                     // Nobody has watched meanwhile.
                     Strategy::Watch if state.entry(&key).can_change() => Some(now),
+                    _ if is_known => state.entry(&key).due,
                     _ => state.next_look(&key, now, &self.cache.settings),
                 };
                 state.set_due(&key, due);
@@ -505,6 +509,24 @@ impl Subscription {
         if woken {
             self.cache.wake.notify_one();
         }
+    }
+
+    /// Whether the pod's tokens are those of another identity than its secrets are kept under, which is why
+    /// nobody can look at them any more.
+    #[must_use]
+    pub fn is_outlived(&self) -> bool {
+        let requester = self.subscriber.requester();
+        let state = self.cache.state();
+        let untended = |wanted: &&Wanted| {
+            let entry = state.entries.get(&self.effective(&state, wanted));
+            entry.is_some_and(|entry| entry.token_misses.is_some())
+        };
+        self.parts.iter().any(|part| {
+            part.objects.iter().find(untended).is_some_and(|wanted| {
+                let caller = requester.caller(&*part.source, part.sharing);
+                caller.is_ok_and(|caller| !wanted.key.identity.admits(&caller))
+            })
+        })
     }
 
     fn own_key(&self, wanted: &Wanted) -> Arc<Key> {

@@ -31,31 +31,32 @@ pub(super) const ROTATIONS: usize = 16;
 pub(crate) struct Looked {
     /// What it did to the volume.
     pub(crate) outcome: Outcome,
-    /// These replace those before.
-    pub(crate) tidings: Option<Tidings>,
     /// When to look again, whatever is told until then.
     pub(crate) look_again: Option<Instant>,
 }
 
 impl Publisher {
     /// Looks at what is new for a published volume, in its class and in the cache, and writes it again
-    /// where that is something else than it has.
+    /// where that is something else than it has. Where it is kept like another class from now on, `tidings` are
+    /// those of its sources, also where the look then fails.
     ///
     /// # Errors
     /// The volume keeps what it has.
-    pub(crate) async fn rotate(self: &Arc<Self>, volume_id: &str) -> Result<Looked, PublishError> {
+    pub(crate) async fn rotate(
+        self: &Arc<Self>,
+        volume_id: &str,
+        tidings: &mut Option<Tidings>,
+    ) -> Result<Looked, PublishError> {
         let started = Instant::now();
         let mut turn = self.registry.turn(volume_id).await;
         let provider = provider(turn.as_ref().and_then(|volume| volume.followed.as_ref()));
-        let mut tidings = None;
-        let looked = self.look(&mut turn, &mut tidings).await;
+        let looked = self.look(&mut turn, tidings).await;
         self.metrics.rotated(provider, &looked, started.elapsed());
         self.reports.looked(turn.as_ref(), &looked);
         let synced = turn.as_ref().and_then(|volume| volume.synced.as_ref());
         let look_again = synced.map(|synced| synced.due);
         looked.map(|outcome| Looked {
             outcome,
-            tidings,
             look_again,
         })
     }
@@ -134,7 +135,7 @@ impl Publisher {
     }
 
     async fn write_what_is_new(&self, turn: &mut Turn) -> Result<Outcome, PublishError> {
-        let published = turn.as_mut().ok_or(PublishError::Unpublished)?;
+        let published = turn.as_ref().ok_or(PublishError::Unpublished)?;
         let Some(Followed { spec, subscription }) = &published.followed else {
             return Ok(Outcome::Unchanged);
         };
@@ -148,32 +149,39 @@ impl Publisher {
         {
             return Ok(Outcome::Unchanged);
         }
-        // Not before the stores have answered: one that hangs keeps nobody else from being written.
-        let _one_of_many = self.rotations.acquire().await;
         let Some(secrets) = subscription.values() else {
             return Ok(Outcome::Unchanged);
         };
         let payload = self.payload(spec, &secrets, &published.request)?;
         let record = record(spec, &secrets, SystemTime::now())?;
-        // In one step with the files (D14): whoever sees the one sees the other.
-        published.synced = self
-            .sync(
-                spec.class(),
-                &published.request,
-                files(&payload),
-                stamp(&record, subscription.age()),
-                published.synced.as_ref(),
-                Instant::now() + STORE_DEADLINE,
-            )
-            .await;
+        let deadline = Instant::now() + STORE_DEADLINE;
+        // In one step with the files: whoever sees the one sees the other.
+        let syncing = self.sync(
+            spec.class(),
+            &published.request,
+            files(&payload),
+            stamp(&record, subscription.age()),
+            published.synced.as_ref(),
+            deadline,
+        );
+        let synced = in_time(turn, deadline, syncing).await?;
+        // Only now: a store or an API server that hangs keeps nobody else from being written.
+        let one_of_many = in_time(turn, deadline, self.rotations.acquire()).await?;
         let (target, next) = (published.request.target.clone(), record.clone());
         let outcome = self
             .on_node(move |volumes| volumes.rotate(&target, &payload, &next))
-            .await?;
-        if !matches!(outcome, Outcome::TooSoon(_)) {
-            published.record = Some(record);
+            .await;
+        drop(one_of_many);
+        let is_written = matches!(outcome, Ok(outcome) if !matches!(outcome, Outcome::TooSoon(_)));
+        if is_written {
             told_written(spec, &secrets);
         }
+        let published = turn.as_mut().ok_or(PublishError::Unpublished)?;
+        published.synced = synced;
+        if is_written {
+            published.record = Some(record);
+        }
+        let outcome = outcome?;
         if outcome == Outcome::Rotated {
             self.look_for_subpaths(published).await?;
         }
@@ -225,7 +233,11 @@ impl Publisher {
 }
 
 /// Whether a volume holds these versions, as far as versions can tell.
-fn is_current(record: &Record, spec: &VolumeSpec, versions: &BTreeMap<String, Version>) -> bool {
+pub(super) fn is_current(
+    record: &Record,
+    spec: &VolumeSpec,
+    versions: &BTreeMap<String, Version>,
+) -> bool {
     record.class == spec.class_hash()
         && record.objects.len() == versions.len()
         && versions.iter().all(|(object, version)| {

@@ -7,7 +7,9 @@ use coffer_sync::Files;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::look::is_current;
 use super::{PublishRequest, Publisher, STORE_DEADLINE};
+use crate::cache::Look;
 use crate::class::SecretProviderClass;
 use crate::events::EventReason;
 use crate::payload::Payload;
@@ -90,8 +92,12 @@ impl Publisher {
                 return;
             }
         };
-        let age = published.followed.as_ref();
-        let age = age.and_then(|followed| followed.subscription.age());
+        // The age of what the volume holds: what the cache has may be newer, and not written yet.
+        let held = published.followed.as_ref().filter(|followed| {
+            matches!(followed.subscription.look(), Look::Versions(versions)
+                if is_current(record, &followed.spec, &versions))
+        });
+        let age = held.and_then(|followed| followed.subscription.age());
         let (stamp, deadline) = (stamp(record, age), Instant::now() + STORE_DEADLINE);
         let before = published.synced.as_ref();
         published.synced = self

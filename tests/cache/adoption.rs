@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime};
 use coffer::cache::Look;
 use coffer::volume::{HeldObject, LAYOUT, Record};
 
-use crate::pods::{Account, MINUTE, Node, SECOND, class, pass, web};
+use serde_json::json;
+
+use crate::pods::{Account, MINUTE, Node, SECOND, class, class_with, pass, web};
 
 fn record(volume: &crate::pods::Volume, version: &str, left: Option<Duration>) -> Record {
     let since_1970 = SystemTime::now()
@@ -55,6 +57,21 @@ async fn unchanged_values_are_not_read_again_and_are_checked_in_spread_order() {
     for volume in &volumes {
         assert!(matches!(volume.subscription.look(), Look::Versions(_)));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_volume_that_is_taken_over_puts_nothing_off() {
+    let node = Node::new();
+    let spec = class_with("cert", json!({"sharing": "ServiceAccount"}));
+    let left = |seconds| Some(SECOND * seconds);
+    let first = node.volume(&web().pod("a"), spec.clone());
+    first.subscription.adopt(&record(&first, "0", left(80)));
+    pass(45 * SECOND).await;
+    assert_eq!(node.store.fetches(), 0);
+    let second = node.volume(&web().pod("b"), spec);
+    second.subscription.adopt(&record(&second, "0", left(35)));
+    pass(15 * SECOND).await;
+    assert_eq!(node.store.fetches(), 1, "at 60 to 70 % of its life");
 }
 
 #[tokio::test(start_paused = true)]

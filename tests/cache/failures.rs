@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use coffer::cache::Look;
+use coffer::cache::{Look, Settings};
 use coffer::error::Reason;
+use coffer::pacer::Rate;
 use coffer_provider::ErrorKind;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -96,6 +97,74 @@ async fn what_becomes_due_during_a_question_is_looked_at_also_where_that_is_give
         3,
         "the answer was newer than the news"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_r11_a_provider_that_panics_in_a_look_is_asked_again() {
+    let node = Node::new();
+    let volume = node.volume(&web().pod("a"), class("db"));
+    volume.read().await.unwrap();
+    node.store.change("db");
+    node.store.state().panics = true;
+    pass(3 * MINUTE).await;
+    let Look::Failing(error) = volume.subscription.look() else {
+        panic!("nobody hears of it");
+    };
+    assert_eq!(error.reason(), Reason::InvalidAnswer);
+    node.store.state().panics = false;
+    pass(MINUTE).await;
+    assert_eq!(volume.values().unwrap(), ["GET db of uid-of-web v1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_mount_does_not_wait_behind_the_refreshes_of_its_store() {
+    let node = Node::with(Settings {
+        rate: Rate::UNLIMITED,
+        slots: 2,
+        ..Settings::default()
+    });
+    let [hung, behind] = ["o0", "o1"].map(|object| node.volume(&web().pod("a"), class(object)));
+    hung.read().await.unwrap();
+    behind.read().await.unwrap();
+    node.store.change("o0");
+    node.store.state().hangs = true;
+    hung.subscription.mark_due(0);
+    pass(SECOND).await;
+    assert_eq!(
+        node.store.fetches(),
+        3,
+        "the one slot of refreshes is taken"
+    );
+    node.store.change("o1");
+    behind.subscription.mark_due(0);
+    pass(SECOND).await;
+    node.store.state().hangs = false;
+    let always = class_with("o1", json!({"refresh": {"strategy": "Get"}}));
+    let next = node.volume(&web().pod("b"), always);
+    let read = tokio::time::timeout(SECOND, next.read()).await;
+    assert_eq!(read.unwrap().unwrap(), ["GET o1 of uid-of-web v1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_absent_and_optional_is_looked_for_in_its_interval_and_fails_nobody() {
+    let node = Node::new();
+    node.store.state().missing.insert("db".into());
+    let optional = json!({"optional": true, "refresh": {"interval": "10m"}});
+    let without = node.volume(&web().pod("a"), class_with("db,api", optional));
+    without.read().await.unwrap();
+    let before = node.store.requests();
+    pass(60 * MINUTE).await;
+    // Six intervals of two objects, each looked at in the last fifth of its own.
+    let looks = node.store.requests() - before;
+    assert!((10..=16).contains(&looks), "{looks}");
+    node.cache.measure();
+    assert_eq!(node.metrics.cache_failing.get(), 0);
+
+    // Somebody cannot do without it.
+    let needs = node.volume(&web().pod("b"), class("db"));
+    assert!(needs.read().await.is_err());
+    node.cache.measure();
+    assert_eq!(node.metrics.cache_failing.get(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,8 +5,10 @@ use std::time::Duration;
 use coffer::cache::Look;
 use futures_util::FutureExt;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::pods::{MINUTE, Node, SECOND, class, class_with, pass, web};
+use crate::store::Role;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -31,6 +33,30 @@ async fn a_change_reaches_the_volume_within_the_interval_and_a_second() {
             assert!(volume.values().unwrap()[0].ends_with(&format!("v{version}")));
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_gauges_tell_of_what_somebody_else_may_change_and_of_what_ends_for_good() {
+    let node = Node::new();
+    node.store.state().role = Some(Role {
+        since: Instant::now(),
+        period: MINUTE,
+        late: Duration::ZERO,
+    });
+    let role = node.volume(&web().pod("a"), class("role,db"));
+    role.read().await.unwrap();
+    pass(30 * SECOND).await;
+    node.cache.measure();
+    assert_eq!(node.metrics.next_expiry.get(), -1, "it is only replaced");
+    let cert = node.volume(&web().pod("a"), class("cert"));
+    cert.read().await.unwrap();
+    pass(10 * HOUR).await;
+    node.cache.measure();
+    assert!(node.metrics.oldest_look.get() <= 120);
+    assert_eq!(node.metrics.next_expiry.get(), 14 * 3600);
+    drop(cert);
+    node.cache.measure();
+    assert_eq!(node.metrics.next_expiry.get(), -1, "nobody has it any more");
 }
 
 #[tokio::test(start_paused = true)]

@@ -97,6 +97,7 @@ pub(crate) fn web() -> Account {
 pub(crate) struct Node {
     pub(crate) cache: SecretCache,
     pub(crate) store: Store,
+    pub(crate) metrics: Arc<Metrics>,
     catalog: Catalog,
     stop: CancellationToken,
 }
@@ -111,7 +112,8 @@ impl Node {
 
     pub(crate) fn with(settings: Settings) -> Self {
         let store = Store::default();
-        let cache = SecretCache::new(settings, Arc::new(Metrics::default()));
+        let metrics = Arc::new(Metrics::default());
+        let cache = SecretCache::new(settings, metrics.clone());
         let stop = CancellationToken::new();
         let (running, until) = (cache.clone(), stop.clone());
         tokio::spawn(async move { running.run(until).await });
@@ -121,6 +123,7 @@ impl Node {
                 .with("other", Arc::new(store.clone())),
             cache,
             store,
+            metrics,
             stop,
         }
     }

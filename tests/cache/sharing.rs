@@ -1,6 +1,6 @@
 //! One read for all that a store cannot tell apart, and for nobody else.
 
-use coffer::cache::Settings;
+use coffer::cache::{Look, Settings};
 use coffer::pacer::Rate;
 use serde_json::json;
 use std::time::Duration;
@@ -57,6 +57,25 @@ async fn what_belongs_to_one_pod_is_made_for_each_even_when_all_ask_at_once() {
         assert_eq!(volume.read().await.unwrap(), first, "the class opts in");
     }
     assert_eq!(node.store.fetches(), 11);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_turns_out_to_be_each_pods_own_is_looked_at_for_every_pod_that_lacks_it() {
+    let node = Node::new();
+    node.store.state().missing.insert("lease".into());
+    let spec = class_with("lease,db", json!({"optional": true}));
+    let volumes = ["a", "b"].map(|pod| node.volume(&web().pod(pod), spec.clone()));
+    for volume in &volumes {
+        assert_eq!(volume.read().await.unwrap().len(), 1, "without the lease");
+    }
+    node.store.state().missing.clear();
+    pass(3 * MINUTE).await;
+    for volume in &volumes {
+        let Look::Versions(versions) = volume.subscription.look() else {
+            panic!("{} is not looked at", volume.subscriber.volume_id);
+        };
+        assert_eq!(versions.len(), 2);
+    }
 }
 
 #[tokio::test(start_paused = true)]

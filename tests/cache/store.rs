@@ -35,6 +35,7 @@ pub(crate) struct State {
     pub(crate) latency: Duration,
     pub(crate) down: bool,
     pub(crate) hangs: bool,
+    pub(crate) panics: bool,
     pub(crate) size: usize,
     /// What a renewal gives; `None`, it is refused.
     pub(crate) renews: Option<Duration>,
@@ -252,7 +253,7 @@ impl Source for Reader {
         caller: &Caller,
         objects: &[ObjectRef],
     ) -> Vec<Result<Secret, ProviderError>> {
-        let (latency, hangs) = {
+        let (latency, hangs, panics) = {
             let mut state = self.store.state();
             for object in objects {
                 state.fetches.push(Fetch {
@@ -262,8 +263,9 @@ impl Source for Reader {
                     at: Instant::now(),
                 });
             }
-            (state.latency, state.hangs)
+            (state.latency, state.hangs, state.panics)
         };
+        assert!(!panics, "as it was told");
         if hangs {
             std::future::pending::<()>().await;
         }

@@ -86,7 +86,7 @@ fn render_knows_what_the_driver_is_told_of_stores_and_shows_the_secrets_of_the_c
     for line in [
         "in the role shop at https://192.0.2.7:8200",
         "    s                                Opaque\n",
-        "    would not be made: secretObjects[1].type: ",
+        "    would not be made: secretObjects[1].data: ",
     ] {
         assert!(text.contains(line), "{line}\nis not in\n{text}");
     }
