@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::environment::{config, provider};
 use crate::helm::{NEW, Objects, list};
-use crate::values::config;
 
 const ON: &str = "providers.aws.enabled=true";
 
@@ -80,4 +80,15 @@ fn every_value_of_aws_is_a_flag_of_the_driver() {
 
     let without = config(&Objects::of("default", NEW, &escaped[1..])).aws;
     assert!(without.aws_region.is_none() && !without.aws_fips);
+
+    // For another driver it need not be on.
+    let mut for_another = vec!["asProviders={vault,aws}"];
+    for_another.extend(&escaped[1..]);
+    let release = Objects::of("default", NEW, &for_another);
+    assert_eq!(
+        provider(release.container("aws")).aws.aws_audience,
+        aws.aws_audience
+    );
+    let vault = provider(release.container("vault")).aws;
+    assert!(vault.aws_region.is_none() && vault.aws_audience.is_empty());
 }

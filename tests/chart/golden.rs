@@ -6,12 +6,13 @@ use std::process::Command;
 use crate::helm::{NEW, OLD, SETS, checkout, helm, template, told};
 
 /// Value sets, and the Kubernetes that they are rendered for.
-const GOLDEN: [(&str, &str); 5] = [
+const GOLDEN: [(&str, &str); 6] = [
     ("default", NEW),
     ("tokens", OLD),
     ("tokens", NEW),
     ("full", NEW),
     ("beside", NEW),
+    ("providers", NEW),
 ];
 
 fn file(set: &str, kubernetes: &str) -> String {

@@ -1,5 +1,6 @@
 //! Renders the chart. Whoever runs the tests says where helm is.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -87,6 +88,12 @@ impl Objects {
             .collect()
     }
 
+    /// Every kind that there is.
+    pub(crate) fn kinds(&self) -> Vec<&str> {
+        let kinds = self.0.iter().map(|object| text(&object["kind"]));
+        BTreeSet::from_iter(kinds).into_iter().collect()
+    }
+
     /// The only one of a kind.
     pub(crate) fn one(&self, kind: &str) -> &Value {
         let [one] = self.all(kind)[..] else {
@@ -119,13 +126,16 @@ impl Objects {
             .expect("a container of that name")
     }
 
-    /// The arguments of the driver.
-    pub(crate) fn driver_args(&self) -> Vec<&str> {
-        list(&self.container("secrets-store")["args"])
-            .iter()
-            .map(text)
-            .collect()
+    /// A variable of the driver's container.
+    pub(crate) fn driver_env(&self, name: &str) -> Option<&str> {
+        variable(self.container("secrets-store"), name)?["value"].as_str()
     }
+}
+
+/// A variable of a container, by its name.
+pub(crate) fn variable<'a>(container: &'a Value, name: &str) -> Option<&'a Value> {
+    let mut env = list(&container["env"]).iter();
+    env.find(|variable| variable["name"] == name)
 }
 
 /// A string.

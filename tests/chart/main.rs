@@ -7,9 +7,11 @@
 
 #[cfg(feature = "aws")]
 mod aws;
+mod environment;
 mod golden;
 mod helm;
 mod monitoring;
+mod readme;
 mod refused;
 mod rights;
 mod sync;

@@ -155,6 +155,20 @@ fn tokens_are_not_expected_where_the_cluster_cannot_put_them() {
 
 #[test]
 #[ignore = "needs helm: cargo xtask test"]
+fn secrets_are_not_made_where_the_right_to_do_so_cannot_be_fenced() {
+    let on = "syncSecret.enabled=true";
+    let said = template("default", "1.29.9", &[on]).expect_err("1.29 has no such policies");
+    assert!(
+        said.contains(
+            "syncSecret.enabled: the right to write Secrets can be fenced from Kubernetes 1.30"
+        ),
+        "{said}"
+    );
+    assert!(template("default", "1.30.0", &[on]).is_ok());
+}
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
 fn a_cluster_that_is_too_old_is_refused() {
     let said = template("default", "1.25.0", &[]).expect_err("too old");
     assert!(said.contains(">=1.26.0-0"), "{said}");

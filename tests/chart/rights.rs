@@ -230,7 +230,8 @@ fn the_right_to_change_nodes_comes_fenced_and_only_where_it_is_wanted() {
     let binding = &release.one("ValidatingAdmissionPolicyBinding")["spec"];
     assert_eq!(binding["policyName"], policy["metadata"]["name"]);
     assert_eq!(binding["validationActions"], json!(["Deny"]));
-    assert!(release.driver_args().contains(&"--remove-startup-taint"));
+    let said = release.driver_env("COFFER_REMOVE_STARTUP_TAINT");
+    assert_eq!(said, Some("true"));
 
     let said = template("default", "1.31.0", &wanted).expect_err("it could not be fenced");
     assert!(

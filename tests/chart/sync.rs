@@ -30,7 +30,7 @@ fn rights_to_secrets_come_with_sync_alone() {
     let off = Objects::of("default", NEW, &[]);
     assert!(role(&off, "ClusterRole").is_empty() && role(&off, "Role").is_empty());
     assert!(off.all("ValidatingAdmissionPolicy").is_empty());
-    assert!(!off.driver_args().contains(&"--sync-secrets"));
+    assert_eq!(off.driver_env("COFFER_SYNC_SECRETS"), None);
 
     let on = Objects::of("default", NEW, &[ON]);
     let [everywhere] = role(&on, "ClusterRole")[..] else {
@@ -38,8 +38,8 @@ fn rights_to_secrets_come_with_sync_alone() {
     };
     assert_eq!(everywhere["rules"], rules());
     assert!(on.all("Role").is_empty());
-    assert!(on.driver_args().contains(&"--sync-secrets"));
-    assert!(!on.driver_args().contains(&"--sync-bootstrap-tokens"));
+    assert_eq!(on.driver_env("COFFER_SYNC_SECRETS"), Some("true"));
+    assert_eq!(on.driver_env("COFFER_SYNC_BOOTSTRAP_TOKENS"), None);
     let bindings = on.all("ClusterRoleBinding");
     let bound = bindings
         .iter()
@@ -125,5 +125,6 @@ fn rule_k5_the_policy_is_about_the_driver_and_lets_it_delete_nothing() {
     assert!(!types(&on).contains("bootstrap"));
     let tokens = Objects::of("default", NEW, &[ON, "syncSecret.bootstrapTokens=true"]);
     assert!(types(&tokens).contains("\"bootstrap.kubernetes.io/token\""));
-    assert!(tokens.driver_args().contains(&"--sync-bootstrap-tokens"));
+    let said = tokens.driver_env("COFFER_SYNC_BOOTSTRAP_TOKENS");
+    assert_eq!(said, Some("true"));
 }

@@ -1,108 +1,12 @@
-//! What becomes of values: flags that the driver has, limits that fit, and the names that tools look for.
+//! What becomes of values: settings, limits that fit, and the names that tools look for.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
-use coffer::config::{Config, NodeArgs, ProviderArgs};
 use serde_json::{Value, json};
 
-use crate::helm::{NEW, OLD, Objects, SETS, helm, list, text};
-
-#[derive(Parser)]
-struct Driver {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(clap::Subcommand)]
-enum Command {
-    Node(Box<NodeArgs>),
-}
-
-pub(crate) fn config(release: &Objects) -> Config {
-    let args = release.driver_args().into_iter();
-    // The node's name comes in a variable that only the kubelet can fill.
-    let typed = ["coffer"].into_iter().chain(args).chain(["--node-id=n1"]);
-    let Command::Node(args) = Driver::try_parse_from(typed)
-        .expect("flags of the driver")
-        .command;
-    Config::try_from(*args).expect("settings that hold")
-}
-
-#[test]
-#[ignore = "needs helm: cargo xtask test"]
-fn the_driver_has_every_flag_that_the_chart_gives_it() {
-    for set in SETS {
-        let release = Objects::of(set, NEW, &[]);
-        let config = config(&release);
-        assert_eq!(
-            config.driver_name,
-            text(&release.one("CSIDriver")["metadata"]["name"]),
-            "{set}"
-        );
-        let pods = list(&release.pod()["volumes"])
-            .iter()
-            .find(|volume| volume["name"] == "pods");
-        let pods = &pods.expect("the pods folder")["hostPath"]["path"];
-        assert_eq!(config.rules.pods.to_str(), pods.as_str(), "{set}");
-        assert!(config.rules.conformance_root.is_none(), "{set}");
-        let node = &release.container("secrets-store")["env"][0];
-        assert_eq!(node["name"], "COFFER_NODE_ID", "{set}");
-        assert_eq!(
-            node["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName",
-            "{set}"
-        );
-    }
-    let full = config(&Objects::of("full", NEW, &[]));
-    assert_eq!(full.metrics.expect("on").to_string(), "0.0.0.0:9095");
-    assert_eq!(full.file_root.as_deref(), Some("/srv/secrets".as_ref()));
-    assert_eq!(full.bounds.node_budget, 1 << 30);
-    assert_eq!(full.bounds.intervals.default.as_secs(), 300);
-    let given = Objects::of("default", NEW, &["nodeBudget=100Mi"]);
-    assert_eq!(config(&given).bounds.node_budget, 100 << 20);
-}
-
-#[test]
-#[ignore = "needs helm: cargo xtask test"]
-fn the_driver_has_the_ca_and_the_version_key_of_the_objects_that_are_named() {
-    let given = [
-        "providers.vault.caConfigMap.name=corporate-ca",
-        "providers.vault.caConfigMap.key=root.pem",
-        "providers.vault.versionKeySecret.name=vault-csi-provider-hmac-key",
-    ];
-    let release = Objects::of("default", NEW, &given);
-    let config = config(&release);
-    let driver = release.container("secrets-store");
-    for (volume, kind, field, name, key, file) in [
-        (
-            "vault-ca",
-            "configMap",
-            "name",
-            "corporate-ca",
-            "root.pem",
-            config.vault.vault_tls_ca_cert,
-        ),
-        (
-            "vault-version-key",
-            "secret",
-            "secretName",
-            "vault-csi-provider-hmac-key",
-            "key",
-            config.vault.vault_version_key_file,
-        ),
-    ] {
-        let find = |list: &'_ [Value]| list.iter().find(|one| one["name"] == volume).cloned();
-        let mount = find(list(&driver["volumeMounts"])).expect("a mount");
-        assert_eq!(mount["readOnly"], true, "{volume}");
-        let source = &find(list(&release.pod()["volumes"])).expect("a volume")[kind];
-        assert_eq!(source[field], name);
-        let item = &source["items"][0];
-        assert_eq!(item["key"], key);
-        let path = format!("{}/{}", text(&mount["mountPath"]), text(&item["path"]));
-        assert_eq!(file.as_deref(), Some(path.as_ref()), "{volume}");
-    }
-}
+use crate::environment::{config, provider};
+use crate::helm::{NEW, OLD, Objects, helm, list, text};
 
 #[test]
 #[ignore = "needs helm: cargo xtask test"]
@@ -120,9 +24,9 @@ fn tokens_are_taken_from_where_this_cluster_puts_them() {
         ("default", OLD, "context", "secrets", Value::Null),
     ] {
         let release = Objects::of(set, kubernetes, &[&format!("tokenSource={given}")]);
-        let flag = format!("--token-source={flag}");
-        assert!(
-            release.driver_args().contains(&&*flag),
+        assert_eq!(
+            release.driver_env("COFFER_TOKEN_SOURCE"),
+            Some(flag),
             "{set} {kubernetes} {given}"
         );
         let driver = &release.one("CSIDriver")["spec"];
@@ -231,17 +135,17 @@ fn beside_another_driver_no_name_is_taken_twice() {
     assert_ne!(selects(&theirs), selects(&ours));
 }
 
+/// What helm says after an install.
+fn notes_with(set: &str, given: &[&str]) -> String {
+    let install = ["install", "csi-secrets-store", "--dry-run=client"];
+    let given: Vec<_> = given.iter().flat_map(|value| ["--set", value]).collect();
+    helm(&install, set, &given).expect("taken")
+}
+
 #[test]
 #[ignore = "needs helm: cargo xtask test"]
 fn values_of_upstream_are_taken_and_the_notes_tell_which_change_nothing() {
-    let notes = |set| {
-        helm(
-            &["install", "csi-secrets-store", "--dry-run=client"],
-            set,
-            &[],
-        )
-        .expect("taken")
-    };
+    let notes = |set| notes_with(set, &[]);
     let notes_of_upstream = notes("upstream");
     let (_, unused) = notes_of_upstream
         .split_once("change nothing here:\n")
@@ -257,11 +161,41 @@ fn values_of_upstream_are_taken_and_the_notes_tell_which_change_nothing() {
             "automountServiceAccountToken",
             "linux.livenessProbeImage",
             "linux.livenessProbe",
+            "linux.crds.annotations",
+            "rbac.pspEnabled",
         ]
     );
     assert!(notes_of_upstream.contains("limit of\n200Mi"));
     assert!(!notes("default").contains("change nothing"));
     assert!(notes("default").contains("may hold 64Mi together"));
+    assert!(!notes("upstream").contains("Windows nodes"));
+    let windows = notes_with("upstream", &["windows.enabled=true"]);
+    assert!(windows.contains("Windows nodes get no driver"), "{windows}");
+}
+
+#[test]
+#[ignore = "needs helm: cargo xtask test"]
+fn the_notes_say_which_stores_have_tokens() {
+    let none = "The kubelet brings no tokens: classes of Vault, OpenBao and AWS cannot be read";
+    let aws = "providers.aws.enabled=true";
+    for (set, given, said) in [
+        ("default", &[][..], none),
+        ("default", &[aws], none),
+        (
+            "tokens",
+            &[],
+            "Classes of Vault and OpenBao can be used where",
+        ),
+        (
+            "tokens",
+            &[aws],
+            "Classes of Vault, OpenBao and AWS can be used where",
+        ),
+    ] {
+        let notes = notes_with(set, given);
+        assert!(notes.contains(said), "{set} {given:?}: {notes}");
+        assert_eq!(notes.contains("can be used"), set == "tokens", "{given:?}");
+    }
 }
 
 #[test]
@@ -307,30 +241,27 @@ fn plugins_are_what_the_values_say() {
 #[test]
 #[ignore = "needs helm: cargo xtask test"]
 fn providers_for_another_driver_are_all_that_is_installed() {
-    #[derive(Parser)]
-    struct Provider {
-        #[command(flatten)]
-        provider: ProviderArgs,
-    }
-    let release = Objects::of("default", NEW, &["asProviders={vault,file}"]);
-    for kind in [
-        "CSIDriver",
-        "CustomResourceDefinition",
-        "ClusterRole",
-        "ClusterRoleBinding",
-    ] {
-        assert!(release.all(kind).is_empty(), "{kind}");
-    }
+    let given = [
+        "asProviders={vault,file}",
+        "syncSecret.enabled=true",
+        "linux.removeStartupTaint=true",
+        "rotationPollInterval=60s",
+        "linux.updateStrategy.rollingUpdate.maxUnavailable=3",
+    ];
+    let release = Objects::of("monitored", NEW, &given);
+    assert_eq!(release.kinds(), ["DaemonSet", "ServiceAccount"]);
+    let strategy = &release.one("DaemonSet")["spec"]["updateStrategy"];
+    assert_eq!(strategy["rollingUpdate"]["maxUnavailable"], 3);
     let account = text(&release.one("ServiceAccount")["metadata"]["name"]).to_owned();
     assert_ne!(account, "secrets-store-csi-driver");
     let pod = &release.one("DaemonSet")["spec"]["template"]["spec"];
     assert_eq!(pod["serviceAccountName"], account);
     for (container, name) in list(&pod["containers"]).iter().zip(["vault", "file"]) {
-        let args: Vec<_> = list(&container["args"]).iter().map(text).collect();
-        let args = Provider::try_parse_from(args).expect("flags of the command");
-        assert_eq!(args.provider.name, name);
+        let args = provider(container);
+        assert_eq!(args.name, name);
         let socket = format!("/var/run/secrets-store-csi-providers/{name}.sock");
-        assert_eq!(args.provider.socket(), PathBuf::from(socket));
+        assert_eq!(args.socket(), PathBuf::from(socket));
+        assert_eq!(args.interval, Duration::from_secs(60));
         let rights = &container["securityContext"];
         assert_eq!(rights["privileged"], false);
         assert_eq!(rights["capabilities"], json!({"drop": ["ALL"]}));
@@ -364,10 +295,5 @@ fn the_key_of_the_cluster_is_for_the_driver_alone() {
     assert_ne!(made(), made());
     let without = Objects::of("default", NEW, &["clusterKey.create=false"]);
     assert!(without.all("Secret").is_empty());
-    assert!(
-        !without
-            .driver_args()
-            .iter()
-            .any(|flag| flag.contains("cluster-key"))
-    );
+    assert_eq!(without.driver_env("COFFER_CLUSTER_KEY_FILE"), None);
 }

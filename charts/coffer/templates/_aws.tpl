@@ -1,33 +1,34 @@
-{{/* The flags of the provider aws, where it is on. */}}
-{{- define "coffer.awsArgs" -}}
+{{/* The settings of the provider aws, where it is on or serves another driver. */}}
+{{- define "coffer.awsEnv" -}}
+{{- $served := has "aws" (.Values.asProviders | default list) }}
 {{- with .Values.providers.aws }}
-{{- if .enabled }}
+{{- if or .enabled $served }}
 {{- with .region }}
-- --aws-region={{ . }}
+- {name: COFFER_AWS_REGION, value: {{ . | quote }}}
 {{- end }}
 {{- if .useFipsEndpoint }}
-- --aws-fips
+- {name: COFFER_AWS_FIPS, value: "true"}
 {{- end }}
-{{- range .audiences }}
-- {{ printf "--aws-audience=%s" . | quote }}
+{{- with .audiences }}
+- {name: COFFER_AWS_AUDIENCE, value: {{ join "," . | quote }}}
 {{- end }}
 {{- with .endpoints.secretsmanager }}
-- {{ printf "--aws-endpoint-secretsmanager=%s" . | quote }}
+- {name: COFFER_AWS_ENDPOINT_SECRETSMANAGER, value: {{ . | quote }}}
 {{- end }}
 {{- with .endpoints.ssm }}
-- {{ printf "--aws-endpoint-ssm=%s" . | quote }}
+- {name: COFFER_AWS_ENDPOINT_SSM, value: {{ . | quote }}}
 {{- end }}
 {{- with .endpoints.sts }}
-- {{ printf "--aws-endpoint-sts=%s" . | quote }}
+- {name: COFFER_AWS_ENDPOINT_STS, value: {{ . | quote }}}
 {{- end }}
 {{- with .podIdentity.ipv4 }}
-- {{ printf "--aws-pod-identity-ipv4=%s" . | quote }}
+- {name: COFFER_AWS_POD_IDENTITY_IPV4, value: {{ . | quote }}}
 {{- end }}
 {{- with .podIdentity.ipv6 }}
-- {{ printf "--aws-pod-identity-ipv6=%s" . | quote }}
+- {name: COFFER_AWS_POD_IDENTITY_IPV6, value: {{ . | quote }}}
 {{- end }}
 {{- with .caFile }}
-- --ca-file={{ . }}
+- {name: COFFER_CA_FILE, value: {{ . | quote }}}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -87,4 +87,10 @@ charged to it while they are written anew. */}}
 linux.{{ $key }}
 {{- end }}
 {{- end }}
+{{- range $key, $_ := omit (.Values.linux.crds | default dict) "enabled" }}
+linux.crds.{{ $key }}
+{{- end }}
+{{- if hasKey .Values.rbac "pspEnabled" }}
+rbac.pspEnabled
+{{- end }}
 {{- end -}}

@@ -30,6 +30,9 @@ pub(super) const AUDIENCES: [&str; 2] = ["vault", "sts.amazonaws.com"];
 /// Where OpenBao is, for the story that has one: loopback and plain http are allowed by that.
 pub(super) const VAULT: &str = "http://127.0.53.1:8200";
 
+/// Where the driver serves its metrics is told by this variable.
+const METRICS: &str = "COFFER_METRICS_ADDR";
+
 /// The kubelet waits longer after each end of a container: 10 seconds after the second.
 const RESTART: Duration = Duration::from_secs(120);
 
@@ -138,11 +141,10 @@ spec:
   - patchType: JSONPatch
     jsonPatch:
       expression: |
-        [
-          JSONPatch{{op: "add", path: "/spec/hostNetwork", value: true}},
-          JSONPatch{{op: "replace", path: "/spec/containers/0/args", value: object.spec.containers[0].args.map(arg,
-            arg.startsWith("--metrics-addr=") ? "--metrics-addr={metrics}" : arg)}}
-        ]
+        [JSONPatch{{op: "add", path: "/spec/hostNetwork", value: true}}] +
+        object.spec.containers[0].?env.orValue([]).map(variable, variable.name).filter(name, name == "{METRICS}").map(name,
+          JSONPatch{{op: "replace", value: "{metrics}", path: "/spec/containers/0/env/" +
+            string(object.spec.containers[0].env.map(variable, variable.name).indexOf(name)) + "/value"}})
 ---
 apiVersion: admissionregistration.k8s.io/v1
 kind: MutatingAdmissionPolicyBinding
@@ -152,19 +154,21 @@ spec: {{policyName: shared-network}}
         );
         self.cluster.apply(&policy)?;
         let trial = format!(
-            r"
+            r#"
 apiVersion: v1
 kind: Pod
 metadata: {{name: trial, namespace: default, labels: {{app: {APP}}}}}
 spec:
   containers:
-  - {{name: trial, image: {BUSYBOX}, args: [trial]}}
-"
+  - name: trial
+    image: {BUSYBOX}
+    env: [{{name: TZ, value: UTC}}, {{name: {METRICS}, value: ":8095"}}]
+"#
         );
         self.cluster
             .wait_until("the API server follows the policy", SOON, || {
                 let made = self.cluster.dry_run(&trial)?;
-                Ok(made.contains("hostNetwork: true"))
+                Ok(made.contains("hostNetwork: true") && made.contains(&metrics))
             })
     }
 
