@@ -69,6 +69,21 @@ fn render_shows_what_aws_would_be_asked_for_and_as_whom() {
 }
 
 #[test]
+fn render_shows_what_vault_would_be_asked_for_and_as_whom() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/vault/class.yaml");
+    let (good, text) = coffer(&["render", file]);
+    assert!(good, "{text}");
+    for line in [
+        "SecretProviderClass shop/shop-db\n",
+        "(audience vault) in the role shop at https://vault.example:8200",
+        "    db/username                      0644  from username\n",
+        "    db/password                      0400  from password\n",
+    ] {
+        assert!(text.contains(line), "{line}\nis not in\n{text}");
+    }
+}
+
+#[test]
 fn render_knows_what_the_driver_is_told_of_stores_and_shows_the_secrets_of_the_cluster() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("class.yaml");
