@@ -3,6 +3,7 @@
 //! ```text
 //! kubelet ──gRPC──> csi/ ──> the core ──> volume/ ──> kernel (tmpfs, files)
 //! API server ─────> kube/ ─────┤
+//! another driver ─> serve/ ────┤
 //!                              └──> providers/api <── providers/* ──> stores
 //! ```
 //!

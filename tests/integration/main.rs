@@ -32,6 +32,7 @@ mod budget;
 mod doctor;
 mod events;
 mod fake_api_server;
+mod following;
 mod handover;
 mod harness;
 #[cfg(feature = "aws")]
