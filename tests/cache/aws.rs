@@ -1,5 +1,5 @@
 //! The AWS provider behind the cache, with AWS in memory: how often it is asked in a day, and what becomes
-//! of a throttle (aws.md §11, statements 2 to 4).
+//! of a throttle.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -16,6 +16,7 @@ mod object;
 mod secret;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -29,6 +30,7 @@ pub use caller::{Audiences, Caller, Forwarded, IdentifiedBy, Pod, ServiceAccount
 pub use error::{ErrorKind, ProviderError, clean_text};
 pub use object::{Format, Lease, Life, ObjectRef, Secret, SecretFile, Sharing, Version};
 pub use secret::{SecretBytes, ServiceAccountToken};
+pub use yaml::Yaml;
 
 /// The `parameters` of one source of a SecretProviderClass, as its author wrote them.
 pub type Parameters = BTreeMap<String, String>;

@@ -2,24 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use coffer_provider::ProviderError;
-
-use crate::yaml::Node;
+use coffer_provider::{ProviderError, Yaml};
 
 /// The fields of one mapping, by their names in small letters: the incumbent's parser goes by those.
 pub(crate) struct Fields {
     /// The path of the mapping, for errors.
     pub(crate) at: String,
-    left: BTreeMap<String, (String, Node)>,
+    left: BTreeMap<String, (String, Yaml)>,
 }
 
 impl Fields {
     /// Takes a mapping over; `None` where it is something else.
-    pub(crate) fn new(at: String, node: Node) -> Option<Self> {
-        let Node::Map(fields) = node else {
+    pub(crate) fn new(at: String, node: Yaml) -> Option<Self> {
+        let Yaml::Map(fields) = node else {
             return None;
         };
-        let lower = |(name, node): (String, Node)| (name.to_lowercase(), (name, node));
+        let lower = |(name, node): (String, Yaml)| (name.to_lowercase(), (name, node));
         let left = fields.into_iter().map(lower).collect();
         Some(Self { at, left })
     }
@@ -29,9 +27,9 @@ impl Fields {
         ProviderError::parameter(format!("{}.{field}", self.at), problem)
     }
 
-    pub(crate) fn node(&mut self, field: &str) -> Option<Node> {
+    pub(crate) fn node(&mut self, field: &str) -> Option<Yaml> {
         match self.left.remove(&field.to_lowercase())?.1 {
-            Node::Null => None,
+            Yaml::Null => None,
             node => Some(node),
         }
     }
@@ -40,7 +38,10 @@ impl Fields {
     pub(crate) fn text(&mut self, field: &str) -> Result<Option<String>, ProviderError> {
         match self.node(field) {
             None => Ok(None),
-            Some(Node::Text(text)) => Ok(Some(text).filter(|text| !text.is_empty())),
+            // As the incumbent's parser takes it: every scalar is text.
+            Some(Yaml::Text(text) | Yaml::Scalar(text)) => {
+                Ok(Some(text).filter(|text| !text.is_empty()))
+            }
             Some(_) => Err(self.wrong(field, "must be text")),
         }
     }

@@ -5,8 +5,8 @@
 //! come from the pod's token and from nothing else: the environment, shared files and the instance
 //! metadata service would lend the node's role to every pod (D9).
 //!
-//! The way of a read: `parameters.rs` and `objects.rs` check the class (`fields.rs`, `yaml.rs`,
-//! `name.rs` and `arn.rs` know its details); `source.rs` goes through the regions; `sessions.rs` logs in
+//! The way of a read: `parameters.rs` and `objects.rs` check the class (`fields.rs`, `name.rs`
+//! and `arn.rs` know its details); `source.rs` goes through the regions; `sessions.rs` logs in
 //! once for each account, role and region, by the steps of `login.rs` and `pod_identity.rs`;
 //! `secrets_manager.rs` and `parameter_store.rs` read, many at once where `gather.rs` finds them side by
 //! side; `view.rs` makes files of a `value.rs`. `regions.rs` is the SDK, asked no faster than `pace.rs` allows,
@@ -32,7 +32,6 @@ mod source;
 pub mod testing;
 mod value;
 mod view;
-mod yaml;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

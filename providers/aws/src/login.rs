@@ -7,7 +7,7 @@ use aws_credential_types::Credentials;
 use aws_sdk_sts::types;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use coffer_provider::{Caller, ErrorKind, ProviderError, ServiceAccountToken, clean_text};
+use coffer_provider::{Caller, ErrorKind, ProviderError, ServiceAccountToken, Sharing, clean_text};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -19,12 +19,14 @@ use crate::regions::Region;
 /// A token that ends before this is not sent: it would not survive the way (D3).
 const TOO_SHORT: Duration = Duration::from_secs(10);
 
-/// The ServiceAccount that credentials were lent to.
+/// Whom credentials are lent to: a ServiceAccount, or a pod of it where the class says so.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Account {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) uid: String,
+    /// The pod, where each is logged in by itself.
+    pub(crate) pod: Option<String>,
 }
 
 impl Account {
@@ -40,6 +42,10 @@ impl Account {
             namespace: caller.pod.namespace.clone(),
             name: account.name.clone(),
             uid,
+            pod: match caller.sharing {
+                Sharing::ServiceAccount => None,
+                Sharing::Pod => Some(caller.pod.uid.clone()),
+            },
         })
     }
 
@@ -238,6 +244,7 @@ mod tests {
                 namespace: namespace.into(),
                 name: name.into(),
                 uid: String::new(),
+                pod: None,
             };
             assert_eq!(account.session_name(), session);
         }

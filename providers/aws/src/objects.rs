@@ -1,13 +1,12 @@
 //! The list in `objects`: which secrets, in which version, as which files.
 
-use coffer_provider::{ObjectRef, ProviderError};
+use coffer_provider::{ObjectRef, ProviderError, Yaml};
 use serde_json::json;
 
 use crate::arn::{self, Arn};
 use crate::fields::Fields;
 use crate::name::{self, Files, Translation};
 use crate::view::{Encoding, Member, Members, View};
-use crate::yaml::Node;
 
 const FIELD: &str = "parameters.objects";
 /// More than a volume can hold, and little enough to check on the way to every publish.
@@ -97,8 +96,8 @@ pub(crate) fn parse(
     failover: &[String],
     unknown: &mut Vec<String>,
 ) -> Result<Vec<Entry>, ProviderError> {
-    let list = match Node::parse(text).map_err(|error| ProviderError::parameter(FIELD, error))? {
-        Node::List(list) if !list.is_empty() => list,
+    let list = match Yaml::parse(FIELD, text)? {
+        Yaml::List(list) if !list.is_empty() => list,
         _ => {
             let problem = "must be a YAML list with at least one entry";
             return Err(ProviderError::parameter(FIELD, problem));
@@ -172,8 +171,8 @@ impl Reader<'_> {
             Some(_) if reach != Reach::One => {
                 return Err(fields.wrong("jmesPath", "cannot be used with a prefix"));
             }
-            Some(Node::Text(text)) if text == "*" => Members::All(self.translation),
-            Some(Node::List(list)) => Members::Listed(self.members(&fields.at, list, mode)?),
+            Some(Yaml::Text(text)) if text == "*" => Members::All(self.translation),
+            Some(Yaml::List(list)) => Members::Listed(self.members(&fields.at, list, mode)?),
             Some(_) => {
                 let problem = "must be a list of path and objectAlias, or \"*\" for every key";
                 return Err(fields.wrong("jmesPath", problem));
@@ -241,7 +240,7 @@ impl Reader<'_> {
     fn standby(
         &self,
         parent: &Fields,
-        node: Node,
+        node: Yaml,
         first: &Selector,
         object_type: Option<&str>,
         has_alias: bool,
@@ -294,7 +293,7 @@ impl Reader<'_> {
     fn members(
         &mut self,
         parent: &str,
-        list: Vec<Node>,
+        list: Vec<Yaml>,
         mode: Option<u32>,
     ) -> Result<Vec<Member>, ProviderError> {
         let mut members = Vec::with_capacity(list.len());

@@ -1,11 +1,12 @@
-//! Who is logged in: one login for each account, role and region, however many pods ask at once.
+//! Who is logged in: one login for each account, role and region, however many pods ask at once. Where the
+//! class says so, each pod counts as an account.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
-use coffer_provider::{Caller, ErrorKind, Pod, ProviderError};
+use coffer_provider::{Caller, ErrorKind, IdentifiedBy, Pod, ProviderError};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use tokio::time::Instant;
@@ -24,7 +25,7 @@ use crate::secrets_manager::SecretsManager;
 use crate::settings::Settings;
 use crate::value::{Place, Value};
 
-/// Credentials are replaced this long before they end.
+/// Credentials are replaced this long before they end, or in the last quarter of a shorter life.
 const EARLY: Duration = Duration::from_secs(5 * 60);
 
 /// Where ServiceAccounts that are known by their role carry it.
@@ -50,11 +51,25 @@ pub(crate) struct Session {
     key: Key,
     secrets: Arc<SecretsManager>,
     parameters: Arc<ParameterStore>,
-    renew: Instant,
+    renew: Mutex<Instant>,
     ends: Instant,
 }
 
 impl Session {
+    fn is_due(&self) -> bool {
+        *lock(&self.renew) <= Instant::now()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ends <= Instant::now()
+    }
+
+    /// A login has failed. Another one, which those who read have to wait for, is not tried at each read.
+    fn put_off(&self) {
+        let now = Instant::now();
+        *lock(&self.renew) = now + self.ends.duration_since(now) / 4;
+    }
+
     pub(crate) async fn value(&self, selector: &Selector) -> Result<Value> {
         match selector.service {
             Service::SecretsManager => SecretsManager::value(&self.secrets, selector).await,
@@ -91,16 +106,17 @@ pub(crate) struct Sessions {
 /// flight along, so that nothing comes back of it.
 #[derive(Default)]
 struct Slot {
+    /// Those of the account who came and have not logged out, as the driver tells them apart.
+    users: HashSet<IdentifiedBy>,
     session: Option<Arc<Session>>,
     flight: Option<WeakShared<Flight>>,
 }
 
 impl Slot {
     fn is_live(&self) -> bool {
-        let now = Instant::now();
         self.session
             .as_ref()
-            .is_some_and(|session| now < session.ends)
+            .is_some_and(|session| !session.has_ended())
             || self.flight.as_ref().and_then(WeakShared::upgrade).is_some()
     }
 }
@@ -119,10 +135,11 @@ impl Sessions {
         }
     }
 
-    /// The session of a caller in a region. Everybody who asks meanwhile waits for the same login, and
-    /// whoever stops waiting leaves it to the others.
+    /// The session of a caller in a region, until [`Self::log_out`] of the same `user`. Everybody who asks
+    /// meanwhile waits for the same login, and whoever stops waiting leaves it to the others.
     pub(crate) async fn session(
         &self,
+        user: &IdentifiedBy,
         login: &Login,
         region: &str,
         caller: &Caller,
@@ -134,11 +151,11 @@ impl Sessions {
             then: login.then.clone(),
             region: region.to_owned(),
         };
-        let slot = self.slot(&key);
+        let slot = self.slot(&key, user);
         let (flight, last) = {
             let mut state = lock(&slot);
             let last = state.session.clone();
-            if let Some(session) = last.as_ref().filter(|s| Instant::now() < s.renew) {
+            if let Some(session) = last.as_ref().filter(|last| !last.is_due()) {
                 return Ok(session.clone());
             }
             let on_its_way = state.flight.as_ref().and_then(WeakShared::upgrade);
@@ -151,7 +168,10 @@ impl Sessions {
         };
         match (flight.await, last) {
             // An outage of the login is none for as long as the last one is good.
-            (Err(error), Some(last)) if is_outage(&error) && Instant::now() < last.ends => Ok(last),
+            (Err(error), Some(last)) if is_outage(&error) && !last.has_ended() => {
+                last.put_off();
+                Ok(last)
+            }
             (result, _) => result,
         }
     }
@@ -181,12 +201,13 @@ impl Sessions {
                 role: steps.role().into(),
             };
             let credentials = lent.credentials;
+            let now = Instant::now();
             let session = Arc::new(Session {
                 key,
                 secrets: Arc::new(SecretsManager::new(place.clone(), credentials.clone())),
                 parameters: Arc::new(ParameterStore::new(place, credentials)),
-                renew: Instant::now() + left.saturating_sub(EARLY),
-                ends: Instant::now() + left,
+                renew: Mutex::new(now + (left - EARLY.min(left / 4))),
+                ends: now + left,
             });
             lock(&slot).session = Some(session.clone());
             Ok(session)
@@ -194,14 +215,15 @@ impl Sessions {
         flight.boxed().shared()
     }
 
-    fn slot(&self, key: &Key) -> Arc<Mutex<Slot>> {
+    fn slot(&self, key: &Key, user: &IdentifiedBy) -> Arc<Mutex<Slot>> {
         let mut slots = lock(&self.slots);
-        if let Some(slot) = slots.get(key) {
-            return slot.clone();
+        if !slots.contains_key(key) {
+            // Whoever holds one is about to use it.
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1 || lock(slot).is_live());
         }
-        // Whoever holds one is about to use it.
-        slots.retain(|_, slot| Arc::strong_count(slot) > 1 || lock(slot).is_live());
-        slots.entry(key.clone()).or_default().clone()
+        let slot = slots.entry(key.clone()).or_default();
+        lock(slot).users.insert(user.clone());
+        slot.clone()
     }
 
     /// Forgets a session whose credentials AWS does not accept any more.
@@ -218,10 +240,13 @@ impl Sessions {
         }
     }
 
-    /// Forgets the logins of an account to one role, and with the last of them the account.
-    pub(crate) fn log_out(&self, login: &Login, account: &Account) {
+    /// Forgets the logins of an account that nobody but `user` uses, and with the last of them the account.
+    pub(crate) fn log_out(&self, user: &IdentifiedBy, account: &Account) {
         let mut slots = lock(&self.slots);
-        slots.retain(|key, _| key.account != *account || key.then != login.then);
+        slots.retain(|key, slot| {
+            let mut slot = lock(slot);
+            key.account != *account || !slot.users.remove(user) || !slot.users.is_empty()
+        });
         let is_same = |other: &Account| {
             (&other.namespace, &other.name) == (&account.namespace, &account.name)
         };

@@ -92,6 +92,13 @@ impl AwsSource {
         Ok(regions)
     }
 
+    async fn session(&self, region: &str, caller: &Caller) -> Result<Arc<Session>, ProviderError> {
+        let login = &self.class.login;
+        self.sessions
+            .session(&self.identified_by, login, region, caller)
+            .await
+    }
+
     /// Asks one region for these entries; `None` for those that it cannot have.
     async fn read(
         &self,
@@ -101,11 +108,6 @@ impl AwsSource {
         entries: &[&Entry],
     ) -> Vec<Option<Answer>> {
         let selectors: Vec<_> = entries.iter().map(|e| e.selector(region, first)).collect();
-        let session = async || {
-            self.sessions
-                .session(&self.class.login, region, caller)
-                .await
-        };
         let read = async |session: &Result<Arc<Session>, ProviderError>, at: usize| {
             let selector = selectors[at]?;
             Some(match session {
@@ -113,7 +115,7 @@ impl AwsSource {
                 Err(error) => Err(error.clone()),
             })
         };
-        let mut now = session().await;
+        let mut now = self.session(region, caller).await;
         let mut answers = join_all((0..entries.len()).map(|at| read(&now, at))).await;
         let is_refused = |answer: &Option<Answer>| matches!(answer, Some(Err(error)) if error.kind() == ErrorKind::Unauthenticated);
         let places = 0..entries.len();
@@ -123,7 +125,7 @@ impl AwsSource {
             && !refused.is_empty()
         {
             self.sessions.forget(last);
-            now = session().await;
+            now = self.session(region, caller).await;
             let again = join_all(refused.iter().map(|at| read(&now, *at))).await;
             for (at, answer) in refused.into_iter().zip(again) {
                 answers[at] = answer;
@@ -261,8 +263,7 @@ impl Source for AwsSource {
             return unknown();
         };
         let region = &regions[0];
-        let login = &self.class.login;
-        let Ok(session) = self.sessions.session(login, region, caller).await else {
+        let Ok(session) = self.session(region, caller).await else {
             return unknown();
         };
         let version = async |object| {
@@ -277,7 +278,7 @@ impl Source for AwsSource {
 
     async fn log_out(&self, caller: &Caller) {
         if let Ok(account) = Account::of(caller) {
-            self.sessions.log_out(&self.class.login, &account);
+            self.sessions.log_out(&self.identified_by, &account);
         }
     }
 }

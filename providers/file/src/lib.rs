@@ -6,16 +6,14 @@
 //! swapping a `..data` link as the kubelet does, is read whole; a file that is written in place is
 //! read once it has rested for a moment.
 //!
-//! The way of a read: `parameters.rs` checks the class (`yaml.rs` has no opinion of its own), `read.rs`
-//! reads between two equal looks, `tree.rs` is what the kernel is asked, `error.rs` what its refusals
-//! mean. `watch.rs` tells of changes.
+//! The way of a read: `parameters.rs` checks the class, `read.rs` reads between two equal looks, `tree.rs` is
+//! what the kernel is asked, `error.rs` what its refusals mean. `watch.rs` tells of changes.
 
 mod error;
 mod parameters;
 mod read;
 mod tree;
 mod watch;
-mod yaml;
 
 use std::io;
 use std::path::Path;

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use coffer_provider::{ObjectRef, Parameters, ProviderError, clean_text};
-
-use crate::yaml::Node;
+use coffer_provider::{ObjectRef, Parameters, ProviderError, Yaml, clean_text};
 
 /// The request of the object that is the whole folder of a Namespace: no path of a class reads like it.
 pub(crate) const WHOLE_FOLDER: &str = ".";
@@ -25,8 +23,8 @@ pub(crate) fn objects(
             request: WHOLE_FOLDER.to_owned(),
         }]);
     };
-    let list = match parse(text)? {
-        Node::List(list) if !list.is_empty() => list,
+    let list = match Yaml::parse(FIELD, text)? {
+        Yaml::List(list) if !list.is_empty() => list,
         _ => {
             return Err(ProviderError::parameter(
                 FIELD,
@@ -54,17 +52,17 @@ struct Entry {
 }
 
 impl Entry {
-    fn new(index: usize, node: Node) -> Result<Self, ProviderError> {
+    fn new(index: usize, node: Yaml) -> Result<Self, ProviderError> {
         let field = format!("{FIELD}[{index}]");
         let fields = match node {
-            Node::Text(path) => {
+            Yaml::Text(path) => {
                 check_path(&field, &path)?;
                 let (name, request) = (path.clone(), path);
                 let object = ObjectRef { name, request };
                 return Ok(Self { object, field });
             }
-            Node::Map(fields) => fields,
-            Node::List(_) | Node::Other => {
+            Yaml::Map(fields) => fields,
+            Yaml::List(_) | Yaml::Scalar(_) | Yaml::Null => {
                 let problem = "must be a path in quotes, or a mapping with path and name";
                 return Err(ProviderError::parameter(field, problem));
             }
@@ -80,7 +78,7 @@ impl Entry {
                     return Err(ProviderError::parameter(field, problem));
                 }
             };
-            let Node::Text(text) = node else {
+            let Yaml::Text(text) = node else {
                 return Err(ProviderError::parameter(field, "must be text in quotes"));
             };
             check_path(&field, &text)?;
@@ -139,17 +137,6 @@ fn names_fit_beside_each_other(entries: &[Entry]) -> Result<(), ProviderError> {
         }
     }
     Ok(())
-}
-
-fn parse(text: &str) -> Result<Node, ProviderError> {
-    Node::parse(text).map_err(|error| {
-        // Below its first line the parser's error draws a piece of the text.
-        let error = error
-            .without_snippet()
-            .render_with_formatter(&serde_saphyr::UserMessageFormatter);
-        let first_line = error.lines().next().unwrap_or("is not YAML");
-        ProviderError::parameter(FIELD, first_line)
-    })
 }
 
 #[cfg(test)]

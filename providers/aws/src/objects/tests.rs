@@ -1,4 +1,4 @@
-//! Every rule of an entry, alone (aws.md §7.5).
+//! Every rule of an entry, alone.
 
 use super::*;
 

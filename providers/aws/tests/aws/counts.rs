@@ -1,4 +1,4 @@
-//! How often AWS is asked, by moto's recorder (aws.md §11, statements 2, 3 and 5).
+//! How often AWS is asked, by moto's recorder.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! More than one region (aws.md §7.2), and regions that are out of order.
+//! More than one region, and regions that are out of order.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -1,15 +1,14 @@
-//! Who a pod is to AWS (aws.md §2, §7.6): IRSA, Pod Identity, a second role, and refusals.
+//! Who a pod is to AWS: IRSA, Pod Identity, a second role, and refusals.
 
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use coffer_provider::{Caller, ErrorKind, ServiceAccountToken};
+use coffer_provider::{Caller, ErrorKind, ServiceAccountToken, Sharing, Source};
 use coffer_provider_aws::{AwsProvider, PodIdentityAgent, Settings};
 
 use crate::harness::{
-    OTHER_AUDIENCE, ROLE, WEST, by_region, caller, caller_for, cluster, error, fetch, files,
+    EAST, OTHER_AUDIENCE, ROLE, WEST, by_region, caller, caller_for, cluster, error, fetch, files,
     provider, settings, source, these,
 };
 use crate::servers::{Ministack, Moto};
@@ -144,34 +143,141 @@ async fn aws_pod_identity_refusals_are_not_hidden_and_hold_no_token() {
     );
 }
 
+/// The agent and Secrets Manager in one: `lend` answers each login, by its number, and the secret `db` is there.
+async fn agent_with_a_secret(
+    lend: impl Fn(usize) -> Reply + Send + Sync + 'static,
+) -> (Stub, Settings) {
+    let logins = AtomicUsize::new(0);
+    let stub = Stub::start(move |_, request| match request.operation().as_str() {
+        "GetSecretValue" => Reply::secret("db", "x"),
+        "/v1/credentials" => lend(logins.fetch_add(1, Ordering::SeqCst)),
+        _ => Reply::broken(),
+    })
+    .await;
+    let mut settings = by_region(&stub.address);
+    settings.pod_identity.ipv4 = format!("http://{}", stub.address);
+    (stub, settings)
+}
+
+/// How often the agent was asked.
+fn logins(stub: &Stub) -> usize {
+    stub.count("v1", "/v1/credentials")
+}
+
+/// Lets time pass, and reads: whether that went well, and how often the agent has been asked.
+async fn later(time: Duration, source: &dyn Source, stub: &Stub) -> (bool, usize) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+    let is_ok = fetch(source, &agent_caller()).await[0].is_ok();
+    (is_ok, logins(stub))
+}
+
 #[tokio::test]
-#[ignore = "needs moto: cargo xtask test"]
 async fn credentials_are_renewed_before_they_end_and_last_through_an_outage_until_then() {
     let ends = in_utc(Duration::from_secs(3600));
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counts = asked.clone();
-    let agent = Stub::start(move |_, _| match counts.fetch_add(1, Ordering::SeqCst) {
+    let (stub, settings) = agent_with_a_secret(move |login| match login {
         0 => lent(&ends),
         _ => Reply::Answer(500, vec![], "oh".into()),
     })
     .await;
-    let (_moto, settings) = moto_with_agents(&agent.address, &nobody()).await;
     let source = source(&provider(settings), SECRET, &POD_IDENTITY);
-    let later = async |minutes: u64| {
-        tokio::time::pause();
-        tokio::time::advance(Duration::from_secs(60 * minutes)).await;
-        tokio::time::resume();
-        let is_ok = fetch(&*source, &agent_caller()).await[0].is_ok();
-        (is_ok, asked.load(Ordering::SeqCst))
+    for (minutes, expected, why) in [
+        (0, (true, 1), "the first"),
+        (54, (true, 1), "good"),
+        (2, (true, 2), "tried early, and good until the end"),
+        (0, (true, 2), "not tried by each read"),
+        (2, (true, 3), "but again after a while"),
+        (3, (false, 4), "the end"),
+    ] {
+        let time = Duration::from_secs(60 * minutes);
+        assert_eq!(later(time, &*source, &stub).await, expected, "{why}");
+    }
+}
+
+#[tokio::test]
+async fn credentials_with_a_short_life_serve_for_most_of_it() {
+    let (stub, settings) =
+        agent_with_a_secret(|_| lent(&in_utc(Duration::from_secs(4 * 60)))).await;
+    let source = source(&provider(settings), SECRET, &POD_IDENTITY);
+    for (seconds, logins) in [(0, 1), (0, 1), (170, 1), (20, 2)] {
+        let time = Duration::from_secs(seconds);
+        assert_eq!(later(time, &*source, &stub).await, (true, logins));
+    }
+}
+
+#[tokio::test]
+async fn with_sharing_pod_each_pod_has_credentials_of_its_own_and_takes_them_along() {
+    let (stub, settings) = agent_with_a_secret(|login| {
+        let Reply::Answer(status, headers, body) = lent("2099-01-02T03:04:05Z") else {
+            unreachable!()
+        };
+        let body = body.replace("ASIAAGENT", &format!("ASIA{login}"));
+        Reply::Answer(status, headers, body)
+    })
+    .await;
+    let source = source(&provider(settings), SECRET, &POD_IDENTITY);
+    let pod = |uid: &str, sharing| {
+        let mut caller = agent_caller();
+        caller.pod.uid = uid.to_owned();
+        caller.sharing = sharing;
+        caller
     };
-    assert_eq!(later(0).await, (true, 1));
-    assert_eq!(later(54).await, (true, 1));
-    assert_eq!(
-        later(2).await,
-        (true, 2),
-        "tried early, and good until the end"
-    );
-    assert_eq!(later(5).await, (false, 3), "the end");
+    let one = pod("one", Sharing::Pod);
+    let other = pod("other", Sharing::Pod);
+    let read_with = async |caller: &Caller| {
+        assert!(fetch(&*source, caller).await[0].is_ok());
+        let read = stub.seen().pop().unwrap();
+        let signature = read.header("authorization").unwrap();
+        let key = signature.split_once("Credential=").unwrap().1;
+        key.split_once('/').unwrap().0.to_owned()
+    };
+    for _ in 0..2 {
+        assert_eq!(read_with(&one).await, "ASIA0");
+        assert_eq!(read_with(&other).await, "ASIA1");
+    }
+    for uid in ["one", "other"] {
+        let together = pod(uid, Sharing::ServiceAccount);
+        assert_eq!(read_with(&together).await, "ASIA2", "the account's own");
+    }
+    source.log_out(&one).await;
+    assert_eq!(read_with(&other).await, "ASIA1", "nobody else's");
+    assert_eq!(read_with(&one).await, "ASIA3");
+}
+
+#[tokio::test]
+async fn a_login_and_its_account_stay_for_as_long_as_a_class_uses_them() {
+    let (stub, settings) = agent_with_a_secret(|_| lent("2099-01-02T03:04:05Z")).await;
+    let cluster = cluster(Some(WEST));
+    let provider = AwsProvider::new(&settings, cluster.clone()).unwrap();
+    let by_agent = |more: &[_]| source(&provider, SECRET, &[&POD_IDENTITY, more].concat());
+    let west = by_agent(&[]);
+    let failover = by_agent(&[("failoverRegion", EAST)]);
+    let east = by_agent(&[("region", EAST)]);
+    let by_sts = source(&provider, SECRET, &[]);
+    let (agents, own) = (agent_caller(), caller("shop", "web"));
+    for (source, caller) in [
+        (&west, &agents),
+        (&failover, &agents),
+        (&east, &agents),
+        (&by_sts, &own),
+    ] {
+        fetch(&**source, caller).await;
+    }
+    assert_eq!(logins(&stub), 2, "one for each region");
+
+    for (gone, caller) in [(&failover, &agents), (&east, &agents), (&by_sts, &own)] {
+        gone.log_out(caller).await;
+        assert!(fetch(&*west, &agents).await[0].is_ok());
+        assert_eq!(logins(&stub), 2);
+        assert!(cluster.forgotten.lock().unwrap().is_empty());
+    }
+    west.log_out(&agents).await;
+    assert_eq!(*cluster.forgotten.lock().unwrap(), ["shop/web"]);
+    for source in [&west, &east] {
+        assert!(fetch(&**source, &agents).await[0].is_ok());
+    }
+    assert_eq!(logins(&stub), 4, "both had gone");
 }
 
 /// This much from now, as the agent writes it.

@@ -1,4 +1,4 @@
-//! What is read, and as which files (aws.md §7.1, §7.3).
+//! What is read, and as which files.
 
 use coffer_provider::{ErrorKind, Provider};
 use serde_json::json;

@@ -40,6 +40,14 @@ impl Reply {
         Self::Answer(status, vec![("content-type", "text/xml")], body)
     }
 
+    /// A secret, as Secrets Manager gives it.
+    pub(crate) fn secret(name: &str, value: &str) -> Self {
+        let body = format!(
+            r#"{{"ARN":"arn:aws:secretsmanager:us-west-2:123456789012:secret:{name}-AbCdEf","Name":"{name}","SecretString":"{value}","VersionId":"7b1a4d3e-0c4b-4c39-9d5c-2f8f1b1d7a10"}}"#
+        );
+        Self::Answer(200, vec![], body)
+    }
+
     pub(crate) fn throttle() -> Self {
         Self::error(400, "ThrottlingException", "Rate exceeded")
     }
