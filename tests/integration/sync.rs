@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use coffer::class::{ClassName, SecretProviderClass};
+use coffer::fake_kubelet::PodVolume;
 use coffer::sync::{CHECK, CLASS, MANAGED, SecretSync, Stamp, Synced, SyncedVolume, VERSION};
-use coffer_provider::SecretBytes;
+use coffer_provider::testing::ScriptedProvider;
+use coffer_provider::{Provider, SecretBytes};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -814,6 +816,52 @@ async fn rule_k6_a_volume_is_mounted_whatever_becomes_of_its_secrets() {
     assert_eq!(node.read(&late, "a"), "one");
     assert!(api.secret("t").is_none());
     eventually("it is made up for", || api.secret("t").is_some()).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn an_api_server_that_hangs_holds_up_no_other_volume_and_no_unpublish() {
+    const PODS: usize = 20;
+    let api = SecretsServer::start().await;
+    let plain = ScriptedProvider::default();
+    plain.set_value("p", "before");
+    let spec = "provider: scripted\nparameters: {objects: 'a,b'}\n\
+                secretObjects: [{secretName: s, allFiles: true}]";
+    let others: [(&str, Arc<dyn Provider>); 1] = [("plain", Arc::new(plain.clone()))];
+    let node = Scripted::start_syncing_with(api.client().await, spec, others).await;
+    let class = "provider: plain\nparameters: {objects: p}";
+    node.folders.class("plain", class);
+    let file = PodVolume::of_class(pod("plain"), "plain");
+    node.kubelet.publish(&file).await.unwrap();
+    let volumes: Vec<_> = (0..PODS)
+        .map(|n| crate::harness::volume(&format!("p{n}")))
+        .collect();
+    for volume in &volumes {
+        api.pod(&volume.pod.name, &volume.pod.uid, &[]);
+        node.kubelet.publish(volume).await.unwrap();
+    }
+
+    let requests = api.cluster().requests.len();
+    for _ in 0..PODS {
+        api.meets("GET", Fault::Hang);
+        api.meets("PATCH", Fault::Hang);
+    }
+    node.store.set_value("a", "new");
+    eventually("the API server is asked", || {
+        api.cluster().requests.len() > requests
+    })
+    .await;
+    let start = Instant::now();
+    plain.set_value("p", "after");
+    eventually("the plain volume is written", || {
+        node.read(&file, "p") == "after"
+    })
+    .await;
+    for volume in &volumes {
+        node.kubelet.unpublish(volume).await.unwrap();
+    }
+    // A hung request is given up after ten seconds.
+    assert!(start.elapsed() < Duration::from_secs(8), "{start:?}");
 }
 
 #[tokio::test]
