@@ -10,6 +10,7 @@ mod facts;
 mod subscription;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -105,6 +106,7 @@ pub struct Subscriber {
     pub volume_id: String,
     requester: RwLock<Arc<Requester>>,
     changed: Notify,
+    gives_back: AtomicBool,
 }
 
 impl Subscriber {
@@ -115,7 +117,18 @@ impl Subscriber {
             volume_id,
             requester: RwLock::new(requester),
             changed: Notify::new(),
+            gives_back: AtomicBool::new(true),
         })
+    }
+
+    /// Whether leases and logins that it has no more use for are given back. Without that they end by themselves:
+    /// its pod may still hold what hangs on them.
+    pub fn set_gives_back(&self, gives_back: bool) {
+        self.gives_back.store(gives_back, Ordering::Relaxed);
+    }
+
+    fn gives_back(&self) -> bool {
+        self.gives_back.load(Ordering::Relaxed)
     }
 
     /// The pod, with the newest tokens.
@@ -467,6 +480,7 @@ impl Inner {
         let entry = state.entry(key);
         let user = entry.users.values().next().or(entry.last_user.as_ref());
         if let (Life::Leased { lease, .. }, Some(user)) = (&before.life, user)
+            && user.subscriber.gives_back()
             && !matches!(&secret.life, Life::Leased { lease: now, .. } if now == lease)
         {
             let (source, requester) = (user.source.clone(), user.subscriber.requester());
@@ -640,6 +654,9 @@ impl Inner {
         let Some(user) = entry.last_user.filter(|_| last || lease.is_some()) else {
             return;
         };
+        if !user.subscriber.gives_back() {
+            return;
+        }
         let sharing = key.identity.login_sharing();
         // Best effort, and a store that hangs does not keep the token for long.
         tokio::spawn(tokio::time::timeout(GIVE_BACK, async move {

@@ -122,7 +122,11 @@ pub async fn run_reporting(
     let looking_until = stop.clone();
     tokio::spawn(async move { looking.run(looking_until).await });
     let beside = Arc::new(staging::Beside(volumes.clone()));
-    let plugins = Arc::new(Plugins::new(config.plugins.settings(), beside));
+    let plugins = coffer_provider_plugin::Settings {
+        files: config.limits.files,
+        ..config.plugins.settings()
+    };
+    let plugins = Arc::new(Plugins::new(plugins, beside));
     if let Some(interval) = config.plugins.health_check() {
         let checked = check_plugins(plugins.clone(), cache.clone(), metrics.clone(), interval);
         tokio::spawn(stop.clone().run_until_cancelled_owned(checked));
@@ -269,9 +273,14 @@ async fn check_plugins(
 ) {
     let mut seen = HashSet::new();
     loop {
-        for (provider, checked) in plugins.check().await {
+        let checked = plugins.check().await;
+        let in_use: HashSet<_> = checked.iter().map(|(provider, _)| *provider).collect();
+        for unused in seen.difference(&in_use) {
+            metrics.plugin_unused(unused);
+        }
+        for (provider, checked) in checked {
             let was_up = metrics.plugin_up(provider, checked.is_ok());
-            let is_new = seen.insert(provider);
+            let is_new = !seen.contains(provider);
             if was_up != checked.is_ok() && !is_new {
                 cache.look_at(provider);
             }
@@ -281,6 +290,7 @@ async fn check_plugins(
                 _ => {}
             }
         }
+        seen = in_use;
         sleep(interval).await;
     }
 }
@@ -299,4 +309,52 @@ pub(crate) fn stop_on_signals() -> anyhow::Result<CancellationToken> {
         stopping.cancel();
     });
     Ok(stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use coffer_provider::{Parameters, ProviderError, Providers};
+    use coffer_provider_plugin::{Stage, Staging};
+
+    struct Nowhere;
+
+    #[async_trait]
+    impl Staging for Nowhere {
+        async fn stage(&self, _: &str) -> Result<Box<dyn Stage>, ProviderError> {
+            unreachable!("nothing is read")
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_gauge_of_a_plugin_goes_with_the_last_volume_that_uses_it_and_comes_back_with_the_next()
+     {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("mock.sock"), "").expect("written");
+        let settings = coffer_provider_plugin::Settings {
+            folders: vec![folder.path().to_owned()],
+            ..Default::default()
+        };
+        let plugins = Arc::new(Plugins::new(settings, Arc::new(Nowhere)));
+        let metrics = Arc::new(Metrics::default());
+        let cache = SecretCache::new(Default::default(), metrics.clone());
+        let minute = Duration::from_secs(60);
+        let checked = check_plugins(plugins.clone(), cache, metrics.clone(), minute);
+        tokio::spawn(checked);
+        for _ in 0..2 {
+            let (_, mock) = plugins.find("mock").expect("a name").expect("a socket");
+            let volume = mock.source(&Parameters::new()).expect("any parameters");
+            let away = || {
+                metrics
+                    .text()
+                    .contains("coffer_plugin_up{provider=\"mock\"} 0")
+            };
+            sleep(minute * 20).await;
+            assert!(away(), "it is no socket");
+            drop((mock, volume));
+            sleep(minute * 2).await;
+            assert!(!away(), "nobody needs it");
+        }
+    }
 }

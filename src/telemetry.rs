@@ -348,6 +348,11 @@ impl Metrics {
         gauge.set(i64::from(up)) == 1
     }
 
+    /// Says no more of a plugin that no volume is read from.
+    pub fn plugin_unused(&self, provider: &'static str) {
+        self.plugins_up.remove(&PluginLabels { provider });
+    }
+
     /// Counts a publish or a republish.
     pub fn published(&self, done: Result<&Done, &PublishError>, took: Duration) {
         self.publish_seconds.observe(took.as_secs_f64());

@@ -12,6 +12,12 @@ use crate::serve::{PluginSocket, Served};
 use crate::telemetry::Metrics;
 use crate::{driver, privileges, telemetry};
 
+/// What is served without a flag.
+const NAMES: &str = match cfg!(feature = "aws") {
+    true => "aws, openbao, vault",
+    false => "openbao, vault",
+};
+
 /// Serves the provider until it is told to stop.
 ///
 /// # Errors
@@ -32,11 +38,10 @@ async fn serve(args: &ProviderArgs) -> anyhow::Result<()> {
         true => driver::with_aws(catalog, &args.aws, store, place(args).await?)?,
         false => catalog,
     };
-    let names = catalog.names();
-    let name = names.iter().find(|name| **name == args.name);
-    let name = *name.with_context(|| {
-        let (name, names) = (&args.name, names.join(", "));
-        format!("there is no provider {name:?}; there are {names} (file with --file-root)")
+    let name = catalog.names().into_iter().find(|name| *name == args.name);
+    let name = name.with_context(|| {
+        let name = &args.name;
+        format!("there is no provider {name:?}; there are {NAMES}, and file with --file-root")
     })?;
     let stop = driver::stop_on_signals()?;
     let path = args.socket();

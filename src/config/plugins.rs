@@ -79,7 +79,7 @@ pub struct PluginArgs {
     )]
     pub max_call_recv_msg_size: usize,
 
-    /// Asks every plugin in use now and then whether it is there
+    /// Asks plugins now and then whether they are there, each for as long as volumes use it or wait for it
     #[arg(
         long,
         env = "COFFER_PROVIDER_HEALTH_CHECK",
@@ -146,6 +146,7 @@ impl PluginArgs {
             preferred: self.prefer_plugin.clone(),
             legacy_writers: self.legacy_plugin_writes.clone(),
             answer_bytes: self.max_call_recv_msg_size,
+            ..coffer_provider_plugin::Settings::default()
         }
     }
 }

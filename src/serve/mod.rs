@@ -1,13 +1,15 @@
 //! The edge to another driver of secrets-store volumes: a provider of ours as one of its plugins.
 //!
-//! That driver asks again for every volume in each of its intervals, and never says that one is gone. So a volume
-//! keeps its place in the cache, with its leases, until it was not asked for during three intervals.
+//! That driver never says that a volume is gone. One that rotates asks again for every volume in each of its
+//! intervals: what it has not asked for during three of them is let go of, and its leases and its login are given
+//! back. One that does not rotate asks for a volume once, and the pod uses what came then for as long as it runs. So
+//! a volume that was asked for only once is let go of as well, but its leases and its login end by themselves.
 
 mod convert;
 mod socket;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use coffer_proto::provider::csi_driver_provider_server::{
@@ -68,11 +70,14 @@ struct Held {
     volume: Arc<Volume>,
     subscriber: Arc<Subscriber>,
     asked: Instant,
+    /// It was asked for again, not only once more for a first time that came to nothing.
+    rotates: bool,
 }
 
 struct Volume {
     spec: VolumeSpec,
     subscription: Subscription,
+    first_given: OnceLock<Instant>,
 }
 
 /// What the other driver asks for, checked as far as the request alone allows.
@@ -150,7 +155,13 @@ impl Served {
         let kept = self.0.interval * KEPT;
         let mut volumes = self.volumes();
         let before = volumes.len();
-        volumes.retain(|_, held| held.asked.elapsed() <= kept);
+        volumes.retain(|_, held| {
+            let stays = held.asked.elapsed() <= kept;
+            if !stays {
+                held.subscriber.set_gives_back(held.rotates);
+            }
+            stays
+        });
         let (released, left) = (before - volumes.len(), volumes.len());
         drop(volumes);
         if released > 0 {
@@ -166,6 +177,7 @@ impl Served {
         let read = timeout_at(deadline, volume.subscription.read()).await;
         let secrets = read.map_err(late)??;
         let payload = Payload::project(&volume.spec, &secrets, None, &self.0.limits)?;
+        volume.first_given.get_or_init(Instant::now);
         Ok(convert::response(&volume.spec, &secrets, &payload))
     }
 
@@ -176,6 +188,9 @@ impl Served {
             && held.volume.spec.class_hash() == asked.class.hash
         {
             held.asked = Instant::now();
+            // Whoever had an answer and could not write it asks again, too, but not that late.
+            let given = held.volume.first_given.get();
+            held.rotates |= given.is_some_and(|given| given.elapsed() >= self.0.interval / 2);
             held.subscriber.renew(requester);
             held.volume.subscription.republished();
             return Ok(held.volume.clone());
@@ -186,13 +201,20 @@ impl Served {
             .resolve(Arc::new(asked.class), &Default::default())?;
         spec.identify(&requester.pod).await;
         let subscriber = Subscriber::new(asked.key.target_path.clone(), requester);
+        // Until that driver asks again, the pod uses what has been replaced here.
+        subscriber.set_gives_back(false);
         // Its tidings go unheard: it is asked for, and not told.
         let (subscription, _) = self.0.cache.subscribe(&spec, &subscriber)?;
-        let volume = Arc::new(Volume { spec, subscription });
+        let volume = Arc::new(Volume {
+            spec,
+            subscription,
+            first_given: OnceLock::new(),
+        });
         let held = Held {
             volume: volume.clone(),
             subscriber,
             asked: Instant::now(),
+            rotates: false,
         };
         self.volumes().insert(asked.key, held);
         Ok(volume)
@@ -245,10 +267,14 @@ mod tests {
 
     const LEASE: Duration = Duration::from_secs(15);
 
+    const INTERVAL: Duration = Duration::from_secs(10);
+
     /// A store of one leased secret, which counts what it is asked.
     #[derive(Default)]
     struct Store {
         object: Vec<ObjectRef>,
+        /// Each look at it gives another lease.
+        is_not_renewed: bool,
         counts: Arc<Counts>,
     }
 
@@ -267,11 +293,15 @@ mod tests {
         }
     }
 
-    fn life() -> Life {
-        Life::Leased {
-            lease: Lease::new("lease".into()),
-            duration: LEASE,
-            renewable: true,
+    impl Store {
+        fn life(&self) -> Life {
+            let read = self.counts.read.load(Ordering::Relaxed);
+            let number = if self.is_not_renewed { read } else { 0 };
+            Life::Leased {
+                lease: Lease::new(format!("lease{number}")),
+                duration: LEASE,
+                renewable: !self.is_not_renewed,
+            }
         }
     }
 
@@ -283,6 +313,7 @@ mod tests {
                     request: "a".into(),
                 }],
                 counts: self.counts.clone(),
+                is_not_renewed: self.is_not_renewed,
             }))
         }
     }
@@ -311,7 +342,7 @@ mod tests {
                     mode: None,
                 }],
                 version: Version::new("1").expect("good"),
-                life: life(),
+                life: self.life(),
                 sharing: Sharing::Pod,
             };
             objects.iter().map(|_| Ok(secret())).collect()
@@ -319,7 +350,7 @@ mod tests {
 
         async fn renew(&self, _: &Caller, _: &Lease) -> Result<Life, ProviderError> {
             self.counts.renewed.fetch_add(1, Ordering::Relaxed);
-            Ok(life())
+            Ok(self.life())
         }
 
         async fn release(&self, _: &Caller, leases: &[Lease], _: Duration) {
@@ -350,25 +381,71 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_volume_that_nobody_asks_for_gives_its_lease_back_after_three_intervals() {
-        let interval = Duration::from_secs(10);
-        let store = Store::default();
+    fn serve(store: Store) -> (Served, Arc<Counts>, Arc<Metrics>) {
         let counts = store.counts.clone();
         let catalog = Catalog::default().with("leasing", Arc::new(store));
         let metrics = Arc::new(Metrics::default());
-        let cache = SecretCache::new(Default::default(), metrics);
+        let cache = SecretCache::new(Default::default(), metrics.clone());
         let looking = cache.clone();
         tokio::spawn(async move { looking.run(CancellationToken::new()).await });
-        let served = Served::new("leasing", catalog, cache, Limits::default(), interval);
-        let ask = async |pod_uid| {
-            let answer = served.mount(Request::new(request(pod_uid))).await;
-            let answer = answer.expect("read").into_inner();
-            assert_eq!(answer.files[0].contents, b"one");
-        };
-        ask("kept").await;
+        let served = Served::new("leasing", catalog, cache, Limits::default(), INTERVAL);
+        (served, counts, metrics)
+    }
+
+    async fn ask(served: &Served, pod_uid: &str) {
+        let answer = served.mount(Request::new(request(pod_uid))).await;
+        let answer = answer.expect("read").into_inner();
+        assert_eq!(answer.files[0].contents, b"one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_volume_that_was_asked_for_once_keeps_its_lease_and_its_login_when_it_is_let_go_of() {
+        let (served, counts, metrics) = serve(Store::default());
+        ask(&served, "once").await;
+        ask(&served, "once").await;
+        for _ in 0..KEPT * 4 {
+            sleep(INTERVAL).await;
+            served.release();
+        }
+        assert!(served.volumes().is_empty());
+        served.0.cache.measure();
+        assert_eq!(metrics.cache_entries.get(), 0, "its values are wiped");
+        assert_eq!(counts.seen(), [1, 0, 0], "its pod may run for long");
+        let renewed = counts.renewed.load(Ordering::Relaxed);
+        sleep(INTERVAL * 10).await;
+        assert_eq!(counts.renewed.load(Ordering::Relaxed), renewed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_another_one_replaces_is_left_to_the_pods_that_still_use_it() {
+        let (served, counts, _) = serve(Store {
+            is_not_renewed: true,
+            ..Store::default()
+        });
+        for _ in 0..20 {
+            ask(&served, "a").await;
+            sleep(INTERVAL).await;
+        }
+        let [read, released, _] = counts.seen();
+        assert!(read > 10, "{read}");
+        assert_eq!(
+            released, 0,
+            "the other driver has not asked for the new one"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_volume_that_nobody_asks_for_gives_its_lease_back_after_three_intervals() {
+        let interval = INTERVAL;
+        let (served, counts, _) = serve(Store::default());
+        let ask = async |pod_uid| ask(&served, pod_uid).await;
+        for _ in 0..2 {
+            ask("kept").await;
+            ask("gone").await;
+            assert_eq!(counts.seen(), [2, 0, 0], "a lease for each pod");
+            sleep(interval / 2).await;
+        }
         ask("gone").await;
-        assert_eq!(counts.seen(), [2, 0, 0], "a lease for each pod");
         for _ in 0..KEPT {
             sleep(interval).await;
             ask("kept").await;

@@ -270,6 +270,27 @@ async fn the_socket_goes_with_its_process_and_comes_back_with_the_next() {
     assert!(!served.socket.exists());
 }
 
+#[test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+fn a_provider_that_is_not_there_is_told_with_those_that_are() {
+    let flags: [&[&str]; 2] = [&["vualt"], &["file"]];
+    for flags in flags {
+        let ended = Command::new(env!("CARGO_BIN_EXE_coffer"))
+            .arg("provider")
+            .args(flags)
+            .output()
+            .unwrap();
+        assert!(!ended.status.success());
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        let words = format!(
+            "there is no provider {:?}; there are {}openbao, vault, and file with --file-root",
+            flags[0],
+            if cfg!(feature = "aws") { "aws, " } else { "" },
+        );
+        assert!(said.contains(&words), "{said}");
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
 async fn our_own_driver_mounts_what_our_own_plugin_gives() {

@@ -14,10 +14,13 @@ use sha2::{Digest, Sha256};
 use tonic::{Code, Status};
 use tracing::warn;
 
-use crate::mask::mask;
+use crate::mask::{is_told_in, mask};
 
 /// From here on a Secret cannot hold what a volume does.
 const SECRET_BYTES: usize = 1 << 20;
+
+/// The longest path that a system call takes (PATH_MAX).
+const PATH_BYTES: usize = 4096;
 
 const SHOWN: usize = 80;
 
@@ -29,13 +32,14 @@ pub(crate) struct Answer {
     pub(crate) versions: Vec<ObjectVersion>,
 }
 
-/// Judges an answer (§1.4 of the protocol; G4).
+/// Judges an answer (§1.4 of the protocol; G4), which may have so many `files`.
 ///
 /// # Errors
 /// With what is wrong with it, and nothing of what is in it.
 pub(crate) fn judge(
     plugin: &'static str,
     answer: MountResponse,
+    files: usize,
     caller: &Caller,
 ) -> Result<Answer, ProviderError> {
     if let Some(error) = answer.error.as_ref().filter(|error| !error.code.is_empty()) {
@@ -48,6 +52,20 @@ pub(crate) fn judge(
     if answer.object_version.is_empty() {
         return Err(wrong("without object versions"));
     }
+    // Before anything that takes its time with each: the bytes of an answer are room for a million.
+    for (what, many) in [
+        ("files", answer.files.len()),
+        ("object versions", answer.object_version.len()),
+    ] {
+        if many > files {
+            return Err(ProviderError::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "the plugin answered with {many} {what}, {files} are allowed (--max-volume-files)"
+                ),
+            ));
+        }
+    }
     let size = answer.encoded_len();
     if size > SECRET_BYTES {
         warn!(
@@ -56,7 +74,14 @@ pub(crate) fn judge(
             "an answer of this plugin is larger than a Secret can be"
         );
     }
-    let files = answer.files.into_iter().map(|file| file_of(file, caller));
+    let paths: Vec<_> = answer.files.iter().map(|file| file.path.as_str()).collect();
+    if paths.iter().any(|path| path.len() > PATH_BYTES) {
+        return Err(wrong("with a path that is longer than 4096 bytes"));
+    }
+    if is_told_in(&paths, caller) {
+        return Err(wrong("with a secret of the pod in the name of a file"));
+    }
+    let files = answer.files.into_iter().map(file_of);
     let files: Vec<SecretFile> = files.collect::<Result<_, _>>()?;
     let mut paths = BTreeSet::new();
     if let Some(twice) = files.iter().find(|file| !paths.insert(&file.name)) {
@@ -76,10 +101,7 @@ fn wrong(how: &str) -> ProviderError {
     )
 }
 
-fn file_of(file: File, caller: &Caller) -> Result<SecretFile, ProviderError> {
-    if mask(&file.path, caller) != file.path {
-        return Err(wrong("with a secret of the pod in the name of a file"));
-    }
+fn file_of(file: File) -> Result<SecretFile, ProviderError> {
     let mode = u32::try_from(file.mode).ok().filter(|mode| *mode <= 0o777);
     let Some(mode) = mode else {
         let path = clean_text(&file.path, SHOWN);
@@ -196,5 +218,73 @@ pub(crate) fn failure(status: &Status, caller: &Caller, answer_bytes: usize) -> 
     match status.message() {
         "" => ProviderError::new(kind, format!("the plugin says no: {}", status.code())),
         text => ProviderError::new(kind, format!("the plugin says: {}", mask(text, caller))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coffer_provider::testing::caller;
+    use std::time::{Duration, Instant};
+
+    const FILES: usize = 256;
+
+    fn answer(files: usize) -> MountResponse {
+        let file = |n| File {
+            path: format!("file-{n}-of-the-shop"),
+            mode: 0,
+            contents: b"x".to_vec(),
+        };
+        MountResponse {
+            object_version: vec![ObjectVersion::default()],
+            error: None,
+            files: (0..files).map(file).collect(),
+        }
+    }
+
+    /// A pod with as much in the Secret of nodePublishSecretRef as one can hold.
+    fn secretive() -> Caller {
+        let mut caller = caller("shop");
+        let value: Vec<u8> = (0..1u32 << 18).flat_map(u32::to_be_bytes).collect();
+        caller.secrets.insert("k".into(), SecretBytes::new(value));
+        caller
+    }
+
+    #[test]
+    fn rule_g4_an_answer_with_too_many_files_or_versions_is_refused_before_they_are_looked_at() {
+        let mut caller = secretive();
+        let name = SecretBytes::new(b"file-7-of-the-shop".to_vec());
+        caller.secrets.insert("name".into(), name);
+        let mut versions = answer(1);
+        versions.object_version = vec![ObjectVersion::default(); FILES + 1];
+        for (answer, words) in [
+            (answer(300_000), "300000 files, 256 are allowed"),
+            (versions, "257 object versions, 256 are allowed"),
+        ] {
+            let error = judge("mock", answer, FILES, &caller).err().expect(words);
+            assert_eq!(error.kind(), ErrorKind::TooLarge, "{words}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        let told = judge("mock", answer(FILES), FILES, &caller).err();
+        let told = told.expect("a name is a secret");
+        assert!(told.to_string().contains("a secret of the pod"), "{told}");
+        let mut long = answer(1);
+        long.files[0].path = "x".repeat(PATH_BYTES + 1);
+        let long = judge("mock", long, FILES, &caller).err().expect("long");
+        assert_eq!(long.kind(), ErrorKind::InvalidAnswer);
+    }
+
+    #[test]
+    fn rule_g4_the_secrets_of_a_pod_are_gone_through_once_for_all_files_of_an_answer() {
+        let caller = secretive();
+        let judged = |files| {
+            let start = Instant::now();
+            let judged = judge("mock", answer(files), FILES, &caller);
+            assert_eq!(judged.expect("good").files.len(), files);
+            start.elapsed()
+        };
+        // A hundred and more times the time of one, where each has its own turn.
+        let (one, all) = (judged(1), judged(FILES));
+        assert!(all < one * 16 + Duration::from_secs(1), "{one:?}, {all:?}");
     }
 }

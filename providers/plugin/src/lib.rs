@@ -17,6 +17,7 @@ pub use crate::answer::format_of;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use coffer_provider::{
@@ -25,6 +26,7 @@ use coffer_provider::{
 };
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::folders::Folders;
@@ -32,6 +34,9 @@ use crate::source::{PluginSource, call_version};
 
 /// Most bytes of one answer, if nothing else is said.
 pub const ANSWER_BYTES: usize = 4 << 20;
+
+/// Most files of one answer, if nothing else is said.
+const FILES: usize = 256;
 
 /// The longest name of a plugin.
 const MAX_NAME: usize = 30;
@@ -51,6 +56,8 @@ pub struct Settings {
     pub legacy_writers: Vec<String>,
     /// Most bytes of one answer.
     pub answer_bytes: usize,
+    /// Most files of one answer.
+    pub files: usize,
 }
 
 impl Default for Settings {
@@ -62,6 +69,7 @@ impl Default for Settings {
             preferred: Vec::new(),
             legacy_writers: Vec::new(),
             answer_bytes: ANSWER_BYTES,
+            files: FILES,
         }
     }
 }
@@ -103,11 +111,20 @@ pub(crate) struct Plugin {
     pub(crate) name: &'static str,
     pub(crate) folders: Arc<Folders>,
     pub(crate) answer_bytes: usize,
+    pub(crate) files: usize,
     /// Where it may write by itself.
     pub(crate) legacy: Option<LegacyWriter>,
     /// The socket that was last asked which protocol it speaks.
     pub(crate) spoken_with: Mutex<Option<folders::SocketId>>,
     audiences: Option<Audiences>,
+    /// When a class last named it.
+    named: Mutex<Instant>,
+}
+
+impl Plugin {
+    fn named(&self) -> MutexGuard<'_, Instant> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a plugin that writes by itself has for that.
@@ -116,6 +133,10 @@ pub(crate) struct LegacyWriter {
     /// Each of its places takes memory of the node.
     pub(crate) places: Semaphore,
 }
+
+/// How long a plugin counts as waited for after a class has named it: the kubelet tries again for a pod every two
+/// minutes at least.
+const WAITED_FOR: Duration = Duration::from_secs(300);
 
 /// How many places one plugin writes into at one time.
 const PLACES: usize = 4;
@@ -132,10 +153,15 @@ impl Plugins {
         }
     }
 
-    /// Asks every plugin that a class has named so far whether it is there, and gives what each said.
+    /// Asks every plugin in use whether it is there, and gives what each said. It is in use while there is a source
+    /// of it, or pods wait for one: with the last of them it may go for good.
     pub async fn check(&self) -> Vec<(&'static str, Result<(), ProviderError>)> {
-        let known: Vec<_> = self.known().values().cloned().collect();
-        join_all(known.iter().map(|plugin| async {
+        // Whoever has it beside the map is a source of it, or is about to make one.
+        let in_use = |plugin: &&Arc<Plugin>| {
+            Arc::strong_count(plugin) > 1 || plugin.named().elapsed() < WAITED_FOR
+        };
+        let in_use: Vec<_> = self.known().values().filter(in_use).cloned().collect();
+        join_all(in_use.iter().map(|plugin| async {
             let called = call_version(plugin).await;
             (plugin.name, called)
         }))
@@ -163,12 +189,14 @@ impl Plugins {
             name,
             folders: self.folders.clone(),
             answer_bytes: self.settings.answer_bytes,
+            files: self.settings.files,
             legacy: is_legacy.then(|| LegacyWriter {
                 staging: self.staging.clone(),
                 places: Semaphore::new(PLACES),
             }),
             spoken_with: Mutex::default(),
             audiences,
+            named: Mutex::new(Instant::now()),
         })
     }
 }
@@ -183,7 +211,10 @@ impl Providers for Plugins {
         }
         let mut known = self.known();
         let plugin = match known.get(name) {
-            Some(plugin) => plugin.clone(),
+            Some(plugin) => {
+                *plugin.named() = Instant::now();
+                plugin.clone()
+            }
             None if !self.folders.have(name) => return Ok(None),
             None => {
                 let plugin = self.meet(name);
@@ -252,6 +283,7 @@ fn known_audiences(name: &str, parameters: &Parameters) -> Option<Audiences> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     struct Nowhere;
 
@@ -259,6 +291,64 @@ mod tests {
     impl Staging for Nowhere {
         async fn stage(&self, _: &str) -> Result<Box<dyn Stage>, ProviderError> {
             unreachable!("nothing is read")
+        }
+    }
+
+    /// A folder for the socket of the plugin `mock`, and the plugins of that folder.
+    fn of_this_user() -> (tempfile::TempDir, Plugins) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let owner = std::fs::metadata(folder.path()).expect("it is there").uid();
+        let settings = Settings {
+            folders: vec![folder.path().to_owned()],
+            uids: vec![owner],
+            ..Settings::default()
+        };
+        (folder, Plugins::new(settings, Arc::new(Nowhere)))
+    }
+
+    fn source(plugins: &Plugins) -> Arc<dyn Source> {
+        let found = plugins.find("mock").expect("a good name");
+        let (_, provider) = found.expect("there is a socket");
+        provider.source(&Parameters::new()).expect("any parameters")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plugin_is_asked_while_it_has_a_source_or_pods_wait_for_it() {
+        let (folder, plugins) = of_this_user();
+        std::fs::write(folder.path().join("mock.sock"), "").expect("written");
+        let asked = async || plugins.check().await.len();
+        assert_eq!(asked().await, 0);
+        let volume = source(&plugins);
+        tokio::time::advance(WAITED_FOR * 10).await;
+        assert_eq!(asked().await, 1, "a volume uses it");
+        drop(volume);
+        assert_eq!(asked().await, 0, "it may go");
+        drop(source(&plugins));
+        tokio::time::advance(Duration::from_secs(122)).await;
+        assert_eq!(asked().await, 1, "a pod waits for it");
+        tokio::time::advance(WAITED_FOR).await;
+        assert_eq!(asked().await, 0, "no more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_g3_a_plugin_that_takes_a_connection_and_is_silent_holds_up_no_health_check() {
+        for accepts in [true, false] {
+            let (folder, plugins) = of_this_user();
+            let socket = folder.path().join("mock.sock");
+            let listener = tokio::net::UnixListener::bind(socket).expect("bound");
+            if accepts {
+                tokio::spawn(async move {
+                    let mut silent = Vec::new();
+                    while let Ok(peer) = listener.accept().await {
+                        silent.push(peer);
+                    }
+                });
+            }
+            let _volume = source(&plugins);
+            let start = Instant::now();
+            let [(_, checked)] = plugins.check().await.try_into().expect("one");
+            let error = checked.expect_err("it says nothing");
+            assert!(start.elapsed() <= Duration::from_secs(8), "{error}");
         }
     }
 

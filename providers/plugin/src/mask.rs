@@ -15,17 +15,17 @@ const LOOKED_AT: usize = 64 << 10;
 
 const MASK: &str = "***";
 
+/// Whether there is a piece of a token or of a secret of the caller in any of the texts.
+pub(crate) fn is_told_in(texts: &[&str], caller: &Caller) -> bool {
+    (SHORTEST..=PIECE).any(|length| !pieces(length, texts, caller).is_empty())
+}
+
 /// The text, with `***` for every piece of a token or of a secret of the caller.
 pub(crate) fn mask(text: &str, caller: &Caller) -> String {
     let text = &text[..text.floor_char_boundary(LOOKED_AT)];
-    let tokens = caller.forwarded.tokens.values();
-    let tokens = tokens.map(|token| token.expose().as_bytes());
-    let secrets = caller.secrets.values().map(|secret| secret.expose());
     let mut hidden = vec![false; text.len()];
     for length in SHORTEST..=PIECE {
-        let of_length = |secret: &&[u8]| secret.len().min(PIECE) == length;
-        let secrets = tokens.clone().chain(secrets.clone()).filter(of_length);
-        let pieces: HashSet<&[u8]> = secrets.flat_map(|secret| secret.windows(length)).collect();
+        let pieces = pieces(length, &[text], caller);
         for (at, piece) in text.as_bytes().windows(length).enumerate() {
             if pieces.contains(piece) {
                 hidden[at..at + length].fill(true);
@@ -44,6 +44,27 @@ pub(crate) fn mask(text: &str, caller: &Caller) -> String {
         before = is_hidden;
     }
     masked
+}
+
+/// The pieces of this length that are in the texts. Secrets can be far longer than those, so none of their other
+/// pieces is kept, and they are gone through once for all the texts.
+fn pieces<'a>(length: usize, texts: &[&'a str], caller: &'a Caller) -> HashSet<&'a [u8]> {
+    let tokens = caller.forwarded.tokens.values();
+    let tokens = tokens.map(|token| token.expose().as_bytes());
+    let secrets = caller.secrets.values().map(|secret| secret.expose());
+    let secrets = tokens.chain(secrets);
+    let mut secrets = secrets
+        .filter(|secret| secret.len().min(PIECE) == length)
+        .peekable();
+    if secrets.peek().is_none() {
+        return HashSet::new();
+    }
+    let texts = texts.iter().map(|text| text.as_bytes());
+    let told: HashSet<&[u8]> = texts.flat_map(|text| text.windows(length)).collect();
+    secrets
+        .flat_map(|secret| secret.windows(length))
+        .filter(|piece| told.contains(piece))
+        .collect()
 }
 
 #[cfg(test)]

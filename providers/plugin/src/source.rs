@@ -86,7 +86,7 @@ impl PluginSource {
         let Answer {
             mut files,
             versions,
-        } = answer::judge(self.plugin.name, answered, caller)?;
+        } = answer::judge(self.plugin.name, answered, self.plugin.files, caller)?;
         if files.is_empty() {
             files = self.written_by_the_plugin(staged).await?;
         }

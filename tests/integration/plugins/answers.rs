@@ -13,6 +13,9 @@ use crate::harness::{counted, mounts, volume};
 async fn rule_g4_an_answer_that_no_volume_can_be_made_of_is_an_error() {
     let (node, plugin) = node_and_plugin(&["--max-volume-bytes=1Mi"]).await;
     let many: Vec<_> = (0..257).map(|n| json!([n.to_string(), "", 0])).collect();
+    let versions: Vec<_> = (0..257).map(|n| json!([n.to_string(), ""])).collect();
+    // As many as there is room for: a version, and files "a" without anything in them.
+    let most = format!("0a030a0161{}", "1a030a0161".repeat(800_000));
     let invalid = Code::InvalidArgument;
     for (n, (behaviour, code, words)) in [
         (
@@ -29,6 +32,16 @@ async fn rule_g4_an_answer_that_no_volume_can_be_made_of_is_an_error() {
             json!({"files": many}),
             Code::FailedPrecondition,
             "257 files, 256 are allowed",
+        ),
+        (
+            json!({"raw": most}),
+            Code::FailedPrecondition,
+            "800000 files, 256 are allowed (--max-volume-files)",
+        ),
+        (
+            json!({"files": [["a", "1", 0]], "versions": versions}),
+            Code::FailedPrecondition,
+            "257 object versions, 256 are allowed",
         ),
         (
             json!({"files": [["a", "1", 0], ["a", "2", 0]]}),
