@@ -266,13 +266,24 @@ impl SecretProviderClass {
     }
 }
 
+/// The longest duration that a class can give: ten years from any time there still is a time.
+pub(crate) const LONGEST_HOURS: u64 = 10 * 365 * 24;
+
 fn refresh(spec: Option<&RefreshSpec>) -> Result<Refresh, ClassError> {
     let Some(spec) = spec else {
         return Ok(Refresh::default());
     };
     let duration = |field: &str, given: Option<jiff::SignedDuration>| {
+        let wrong = |problem: String| ClassError::new(format!("spec.refresh.{field}"), problem);
         let given = given.map(Duration::try_from).transpose();
-        given.map_err(|_| ClassError::new(format!("spec.refresh.{field}"), "must be 0 s or more"))
+        let given = given.map_err(|_| wrong("must be 0 s or more".into()))?;
+        let longest = Duration::from_secs(LONGEST_HOURS * 60 * 60);
+        match given.is_none_or(|given| given <= longest) {
+            true => Ok(given),
+            false => Err(wrong(format!(
+                "must be {LONGEST_HOURS}h (10 years) or less"
+            ))),
+        }
     };
     Ok(Refresh {
         strategy: spec.strategy,
@@ -649,6 +660,14 @@ mod tests {
             (
                 "refresh: {maxStale: -1s}",
                 "spec.refresh.maxStale: must be 0 s or more",
+            ),
+            (
+                "refresh: {maxStale: 2562047788015215h}",
+                "spec.refresh.maxStale: must be 87600h (10 years) or less",
+            ),
+            (
+                "refresh: {interval: 87600h1ns}",
+                "spec.refresh.interval: must be 87600h (10 years) or less",
             ),
             ("refresh: {interval: soon}", "spec.refresh.interval: "),
             ("refresh: {interval: 120}", "spec.refresh.interval: "),

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
-use crate::class::Spec;
+use crate::class::{LONGEST_HOURS, Spec};
 use crate::pod_status::PodStatus;
 
 /// The API group.
@@ -118,8 +118,10 @@ fn class_spec() -> Value {
     for (field, least) in [("interval", 1), ("maxStale", 0)] {
         refresh[field]["maxLength"] = json!(32);
         refresh[field]["x-kubernetes-validations"] = json!([{
-            "rule": format!("duration(self) >= duration('{least}s')"),
-            "message": format!("must be {least}s or more, as in 90s or 2m"),
+            "rule": format!(
+                "duration(self) >= duration('{least}s') && duration(self) <= duration('{LONGEST_HOURS}h')"
+            ),
+            "message": format!("must be between {least}s and {LONGEST_HOURS}h, as in 90s or 2m"),
         }]);
     }
     spec

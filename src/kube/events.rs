@@ -21,8 +21,12 @@ use crate::telemetry::Metrics;
 /// Between two of them: 1,000 volumes of one store that is away are no burst at the API server.
 const APART: Duration = Duration::from_millis(50);
 
-/// An Event that could not be written for so long is of no more interest: the API server itself keeps them for
-/// an hour.
+/// How often one Event is tried that is answered with an error, or not in time: it may be something that stands in the
+/// way of one Namespace alone, and the others wait behind it.
+const TRIES: usize = 3;
+
+/// An Event that could not be written for so long, since the API server is away, is of no more interest: it keeps them
+/// for an hour itself.
 const WORTH: SignedDuration = SignedDuration::from_hours(1);
 
 /// Who reports. Both are cut to the 128 bytes that the API server takes.
@@ -57,15 +61,19 @@ pub(super) async fn write(
 
 async fn post(api: &Api<Event>, event: &Event, told: Timestamp) -> Result<(), RequestError> {
     let mut backoff = Backoff::default();
+    let mut tries = 0;
     loop {
-        match in_time(api.create(&PostParams::default(), event)).await {
+        let error = match in_time(api.create(&PostParams::default(), event)).await {
             Ok(_) => return Ok(()),
-            Err(error) => {
-                debug!(%error, "event not written yet");
-                if is_final(&error) || Timestamp::now().duration_since(told) > WORTH {
-                    return Err(error);
-                }
-            }
+            Err(error) => error,
+        };
+        debug!(%error, "event not written yet");
+        if !matches!(error, RequestError::Away(_)) {
+            tries += 1;
+        }
+        let late = Timestamp::now().duration_since(told) > WORTH;
+        if late || tries == TRIES || is_final(&error) {
+            return Err(error);
         }
         backoff.wait().await;
     }

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::client::{Backoff, RequestError, in_time, is_final};
@@ -28,8 +28,15 @@ const NODE: &str = "internal.secrets-store.csi.k8s.io/node-name";
 const NAME_BYTES: usize = 253;
 const LABEL_BYTES: usize = 63;
 
-/// Whoever has no right is not asked for it more often. The newest status of each volume waits for that long.
+/// For so long nothing is written in a Namespace that has said no, be it for want of a right, by a quota or by an
+/// admission policy. The newest status of each of its volumes waits.
 const DENIED: Duration = Duration::from_secs(300);
+
+/// The same where a write has failed or was not answered in time, as with a webhook that is away.
+const TROUBLED: Duration = Duration::from_secs(30);
+
+/// The volume that met it waits for longer than the others of its Namespace: it may be alone in that.
+const LAST: Duration = Duration::from_secs(5);
 
 /// How often somebody else may get in between a read and a write.
 const TRIES: usize = 3;
@@ -42,6 +49,8 @@ pub(super) struct Writer {
     metrics: Arc<Metrics>,
     /// By volume, what its object was when it was last read or written.
     written: HashMap<String, Written>,
+    /// By Namespace, until when nothing is written in it.
+    put_off: HashMap<String, Instant>,
     /// An administrator who has not given the right hears of it once.
     told: bool,
 }
@@ -62,6 +71,7 @@ impl Writer {
             node: within(node_id, LABEL_BYTES),
             metrics,
             written: HashMap::new(),
+            put_off: HashMap::new(),
             told: false,
         }
     }
@@ -71,27 +81,53 @@ impl Writer {
         let mut backoff = Backoff::default();
         loop {
             let (volume_id, change) = outbox.next().await;
+            let namespace = self.namespace(&volume_id, &change);
+            let now = Instant::now();
+            self.put_off.retain(|_, until| *until > now);
+            if let Some(until) = self.put_off.get(&namespace) {
+                outbox.hold(volume_id, change, *until);
+                continue;
+            }
             let done = match &change {
                 Change::Put(status) => self.put(&volume_id, status).await,
                 Change::Remove => self.remove(&volume_id).await,
             };
             match done {
                 Ok(()) => backoff = Backoff::default(),
-                Err(error) if is_denied(&error) => {
-                    if !std::mem::replace(&mut self.told, true) {
-                        warn!(%error, "status objects cannot be written: give the driver's role the right to them");
-                    }
-                    outbox.again(volume_id, change);
-                    sleep(DENIED).await;
+                Err(error) if is_final(&error) && !is_denied(&error) => {
+                    debug!(%error, "status of a volume not written");
                 }
-                Err(error) if is_final(&error) => debug!(%error, "status of a volume not written"),
                 Err(error) => {
+                    if is_denied(&error) && !std::mem::replace(&mut self.told, true) {
+                        warn!(%error, "status objects cannot be written: give the driver's role the right to them, or see what else refuses them in this Namespace");
+                    }
                     debug!(%error, "status of a volume not written yet");
-                    outbox.again(volume_id, change);
+                    match put_off_by(&error) {
+                        None => outbox.again(volume_id, change),
+                        Some(wait) => {
+                            let until = Instant::now() + wait;
+                            self.put_off.insert(namespace, until);
+                            outbox.hold(volume_id, change, until + LAST);
+                        }
+                    }
+                    // It gets longer where one Namespace after the other says so, and nothing can be written.
+                    backoff = backoff.if_since(TROUBLED / 2);
                     backoff.wait().await;
                 }
             }
         }
+    }
+
+    /// The Namespace of the object; none where a volume is gone that has no object.
+    fn namespace(&self, volume_id: &str, change: &Change) -> String {
+        let namespace = match change {
+            Change::Put(status) => Some(&status.pod.namespace),
+            Change::Remove => {
+                let written = self.written.get(volume_id);
+                written.and_then(|written| written.metadata.namespace.as_ref())
+            }
+        };
+        namespace.cloned().unwrap_or_default()
     }
 
     async fn put(&mut self, volume_id: &str, wanted: &VolumeStatus) -> Result<(), RequestError> {
@@ -246,6 +282,18 @@ fn now() -> Timestamp {
 /// Whether it is for want of a right, and not since the Namespace is about to go.
 fn is_denied(error: &RequestError) -> bool {
     error.code() == Some(403) && !error.to_string().contains("being terminated")
+}
+
+/// For how long nothing more is written in the Namespace where this happened; not given where it is no matter of one.
+fn put_off_by(error: &RequestError) -> Option<Duration> {
+    match error {
+        error if is_denied(error) => Some(DENIED),
+        RequestError::Answered {
+            code: 401 | 429, ..
+        }
+        | RequestError::Away(_) => None,
+        RequestError::Answered { .. } | RequestError::Late => Some(TROUBLED),
+    }
 }
 
 impl Written {

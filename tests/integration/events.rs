@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use axum::http::Method;
 use coffer::fake_kubelet::{PodVolume, token_of};
 use coffer_provider::ErrorKind;
 use coffer_provider::testing::{Answer, ScriptedProvider};
@@ -153,6 +154,29 @@ async fn a_pod_that_is_denied_hears_it_once_and_that_it_was_mounted_after_all() 
     node.kubelet.publish(&next).await.unwrap();
     tokio::time::sleep(MEANWHILE).await;
     assert!(cluster.notes("b", "SecretsMountedLate").is_empty());
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn a_namespace_where_no_event_can_be_written_holds_up_no_other_one() {
+    let cluster = FakeApiServer::start();
+    let node = Scripted::start_in(&cluster, ScriptedProvider::default()).await;
+    let spec = "{provider: scripted, parameters: {objects: 'a,b'}}";
+    cluster.class_in("webhook", "shop", spec, None);
+    cluster.fails_in("webhook", 500);
+    let mut first = volume("a");
+    first.pod.namespace = "webhook".into();
+    eventually_publishes(&node, &first).await;
+    node.store.set_value("a", "new");
+    let tried = || cluster.asked(&Method::POST, "/namespaces/webhook/events");
+    eventually("its Event is refused", || tried() > 0).await;
+
+    let second = volume("b");
+    node.kubelet.publish(&second).await.unwrap();
+    node.store.set_value("b", "new");
+    let note = "the files of the volume were replaced by newer ones";
+    hears(&cluster, "b", "SecretsRotated", note).await;
+    assert_eq!(tried(), 3, "and it is not tried for ever");
 }
 
 /// A denial is remembered for some seconds.

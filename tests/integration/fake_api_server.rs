@@ -50,6 +50,8 @@ struct World {
     forgets: bool,
     /// Nobody may write.
     forbids: bool,
+    /// By Namespace, what a write is answered with: a quota, or a webhook that is away.
+    fails: BTreeMap<String, u16>,
 }
 
 type Shared = State<Arc<Kept>>;
@@ -136,6 +138,11 @@ impl FakeApiServer {
         self.world().forbids = forbids;
     }
 
+    /// From now on each write in the Namespace is answered with this error.
+    pub(crate) fn fails_in(&self, namespace: &str, code: u16) {
+        self.world().fails.insert(namespace.to_owned(), code);
+    }
+
     pub(crate) fn answers_after(&self, latency: Duration) {
         self.world().latency = latency;
     }
@@ -161,25 +168,31 @@ impl FakeApiServer {
 
     /// The same, with a value of the annotation that asks for a refresh.
     pub(crate) fn class_with(&self, name: &str, spec: &str, mark: Option<&str>) {
+        self.class_in("shop", name, spec, mark);
+    }
+
+    /// The same in another Namespace.
+    pub(crate) fn class_in(&self, namespace: &str, name: &str, spec: &str, mark: Option<&str>) {
         let spec: Value = serde_saphyr::from_str(spec).unwrap();
         let mut class = json!({
             "apiVersion": format!("{GROUP}/v1"), "kind": "SecretProviderClass",
-            "metadata": {"name": name, "namespace": "shop", "uid": name}, "spec": spec,
+            "metadata": {"name": name, "namespace": namespace, "uid": name}, "spec": spec,
         });
         if let Some(mark) = mark {
             class["metadata"]["annotations"] = json!({format!("{GROUP}/refresh"): mark});
         }
         let mut world = self.world();
-        let known = world.classes.contains_key(name);
+        let name = format!("{namespace}/{name}");
+        let known = world.classes.contains_key(&name);
         world.stamp(&mut class);
-        world.classes.insert(name.to_owned(), class.clone());
+        world.classes.insert(name, class.clone());
         drop(world);
         self.tell(if known { "MODIFIED" } else { "ADDED" }, class);
     }
 
     pub(crate) fn delete_class(&self, name: &str) {
         let mut world = self.world();
-        let mut class = world.classes.remove(name).unwrap();
+        let mut class = world.classes.remove(&format!("shop/{name}")).unwrap();
         world.stamp(&mut class);
         drop(world);
         self.tell("DELETED", class);
@@ -265,13 +278,27 @@ impl World {
 }
 
 async fn arrives(kept: &Arc<Kept>, method: &Method, uri: &Uri) -> Option<Response> {
-    let (latency, forbids) = {
+    let (latency, fails) = {
         let mut world = kept.0.lock().unwrap();
         world.requests.push((method.clone(), uri.to_string()));
-        (world.latency, world.forbids)
+        let namespace = uri.path().split("/namespaces/").nth(1);
+        let namespace = namespace.and_then(|path| path.split('/').next());
+        let fails = namespace.and_then(|namespace| world.fails.get(namespace));
+        (
+            world.latency,
+            world.forbids.then_some(403).or(fails.copied()),
+        )
     };
     tokio::time::sleep(latency).await;
-    (forbids && method != Method::GET).then(|| refuse(403, "Forbidden"))
+    let code = fails.filter(|_| method != Method::GET)?;
+    Some(refuse(
+        code,
+        if code == 403 {
+            "Forbidden"
+        } else {
+            "InternalError"
+        },
+    ))
 }
 
 fn refuse(code: u16, reason: &str) -> Response {

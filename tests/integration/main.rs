@@ -63,6 +63,7 @@ mod socket;
 #[path = "../../providers/vault/tests/vault/stand_in.rs"]
 mod stand_in;
 mod statuses;
+mod stuck_files;
 mod superset;
 mod sync;
 mod vault;

@@ -1,6 +1,6 @@
 //! SecretProviderClassPodStatus: its names and fields, and that it is written when it has something to say.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use coffer::fake_kubelet::PodVolume;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::fake_api_server::FakeApiServer;
-use crate::harness::{Node, eventually, pod, volume};
+use crate::harness::{Node, PATIENCE, eventually, pod, volume};
 use crate::scripted::Scripted;
 
 const STATUSES: &str = "secretproviderclasspodstatuses";
@@ -248,6 +248,47 @@ async fn without_the_right_to_write_volumes_are_as_good_and_it_is_told_once() {
         1,
         "a no is not asked for again"
     );
+}
+
+/// Publishes volumes of a Namespace where no status can be written, until that was tried.
+async fn refused(cluster: &FakeApiServer, node: &Scripted, namespace: &str, code: u16) {
+    let spec = "{provider: scripted, parameters: {objects: 'a,b'}}";
+    cluster.class_in(namespace, "shop", spec, None);
+    cluster.fails_in(namespace, code);
+    for n in 0..20 {
+        let mut volume = volume(&format!("{namespace}-{n}"));
+        volume.pod.namespace = namespace.into();
+        // The class comes by a watch.
+        let start = Instant::now();
+        while let Err(status) = node.kubelet.publish(&volume).await {
+            assert!(start.elapsed() < PATIENCE, "{status}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    eventually("a status was refused", || tried(cluster, namespace) > 0).await;
+}
+
+/// How often the object of any volume of a Namespace was to be made.
+fn tried(cluster: &FakeApiServer, namespace: &str) -> usize {
+    let of_it = format!("/namespaces/{namespace}/{STATUSES}");
+    cluster.asked(&Method::POST, &of_it)
+}
+
+#[tokio::test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+async fn a_namespace_where_no_status_can_be_written_holds_up_no_other_one() {
+    let cluster = FakeApiServer::start();
+    let node = Scripted::start_in(&cluster, ScriptedProvider::default()).await;
+    for (namespace, code) in [("full", 403), ("webhook", 500)] {
+        refused(&cluster, &node, namespace, code).await;
+        let start = Instant::now();
+        let name = format!("after-{namespace}");
+        node.kubelet.publish(&volume(&name)).await.unwrap();
+        exists(&cluster, &format!("{name}-shop-shop")).await;
+        assert!(start.elapsed() < Duration::from_secs(8), "{namespace}");
+        let tried = tried(&cluster, namespace);
+        assert_eq!(tried, 1, "{namespace}: its other volumes wait");
+    }
 }
 
 #[tokio::test]

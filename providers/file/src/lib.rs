@@ -18,15 +18,25 @@ mod watch;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use coffer_provider::{
     Caller, Changes, ErrorKind, IdentifiedBy, ObjectRef, Parameters, Provider, ProviderError,
     Secret, Source, Version,
 };
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::read::Store;
 use crate::watch::{LOOK_ANYWAY, Watch};
+
+/// Reads at one time. One that never ends, as on a network file system that is away, keeps its thread, and the
+/// process has few of them: mounts and unmounts of every provider need some too.
+const READS: usize = 4;
+
+/// How long a read waits for its turn; those before it take half a second where somebody is writing.
+const TURN: Duration = Duration::from_secs(5);
 
 /// What one read may bring back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +62,7 @@ impl Default for Limits {
 /// Secrets in files below one folder of the node. Made once: it holds an inotify watch and a thread.
 pub struct FileProvider {
     store: Arc<Store>,
+    turns: Arc<Semaphore>,
     watch: Arc<Watch>,
 }
 
@@ -86,6 +97,7 @@ impl FileProvider {
                 root: root.to_owned(),
                 limits,
             }),
+            turns: Arc::new(Semaphore::new(READS)),
             watch: Arc::new(Watch::start(root, LOOK_ANYWAY)?),
         })
     }
@@ -96,6 +108,7 @@ impl Provider for FileProvider {
         Ok(Arc::new(FileSource {
             objects: parameters::objects(parameters, self.store.limits.files)?,
             store: self.store.clone(),
+            turns: self.turns.clone(),
             watch: self.watch.clone(),
         }))
     }
@@ -104,6 +117,7 @@ impl Provider for FileProvider {
 struct FileSource {
     objects: Vec<ObjectRef>,
     store: Arc<Store>,
+    turns: Arc<Semaphore>,
     watch: Arc<Watch>,
 }
 
@@ -147,16 +161,28 @@ impl Source for FileSource {
 }
 
 impl FileSource {
-    /// Runs what blocks on a thread that may block. Whoever stops waiting leaves it to finish.
+    /// Runs what blocks on a thread that may block. Whoever stops waiting leaves it to finish, and its turn is over
+    /// only then.
     async fn off_the_runtime<T: Send + 'static>(
         &self,
         namespace: &str,
         objects: &[ObjectRef],
         work: fn(&Store, &str, &[ObjectRef]) -> T,
     ) -> Result<T, ProviderError> {
+        let turn = timeout(TURN, self.turns.clone().acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            return Err(ProviderError::new(
+                ErrorKind::Unavailable,
+                "the folder of the file provider does not answer: earlier reads of it have not ended",
+            ));
+        };
         let store = self.store.clone();
         let (namespace, objects) = (namespace.to_owned(), objects.to_vec());
-        tokio::task::spawn_blocking(move || work(&store, &namespace, &objects))
+        let work = move || {
+            let _turn = turn;
+            work(&store, &namespace, &objects)
+        };
+        tokio::task::spawn_blocking(work)
             .await
             .map_err(|_| ProviderError::new(ErrorKind::Unavailable, "reading was cut short"))
     }
@@ -172,4 +198,89 @@ fn folder_of(caller: &Caller) -> Option<&str> {
             .bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     is_label.then_some(namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+    use std::fs::{self, File};
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use coffer_provider::testing::caller;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    static STUCK: AtomicUsize = AtomicUsize::new(0);
+
+    /// Opens a FIFO that nobody writes to.
+    fn gets_stuck(store: &Store, _: &str, _: &[ObjectRef]) {
+        STUCK.fetch_add(1, Ordering::Relaxed);
+        let _ = File::open(store.root.join("fifo"));
+    }
+
+    /// Lets all go who wait for a FIFO.
+    struct Writer(PathBuf);
+
+    impl Drop for Writer {
+        fn drop(&mut self) {
+            let _ = File::options().read(true).write(true).open(&self.0);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_that_never_end_take_four_threads_and_later_ones_fail_until_one_ends() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("shop")).unwrap();
+        fs::write(root.path().join("shop/a"), "good").unwrap();
+        let fifo = root.path().join("fifo");
+        let user = Mode::RUSR | Mode::WUSR;
+        mknodat(CWD, &fifo, FileType::Fifo, user, 0).unwrap();
+        let writer = Writer(fifo);
+        let provider = FileProvider::new(root.path(), Limits::default()).unwrap();
+        let source = |objects: &str| FileSource {
+            objects: vec![ObjectRef {
+                name: objects.to_owned(),
+                request: objects.to_owned(),
+            }],
+            store: provider.store.clone(),
+            turns: provider.turns.clone(),
+            watch: provider.watch.clone(),
+        };
+        for _ in 0..3 * READS {
+            let source = source("a");
+            tokio::spawn(async move {
+                let read = source.off_the_runtime("shop", &[], gets_stuck);
+                // As the driver gives a store up that does not answer.
+                let _ = timeout(Duration::from_millis(100), read).await;
+            });
+        }
+        while STUCK.load(Ordering::Relaxed) < READS {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::advance(Duration::from_millis(200)).await;
+
+        let good = source("a");
+        let shop = caller("shop");
+        let read = good.fetch(&shop, good.objects());
+        let wait = async {
+            tokio::task::yield_now().await;
+            tokio::time::advance(TURN).await;
+        };
+        let (mut answers, ()) = tokio::join!(read, wait);
+        let error = answers.remove(0).err().expect("there is no turn for it");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        let why = "earlier reads of it have not ended";
+        assert!(error.to_string().contains(why), "{error}");
+        assert_eq!(STUCK.load(Ordering::Relaxed), READS);
+
+        drop(writer);
+        while provider.turns.available_permits() < READS {
+            tokio::task::yield_now().await;
+        }
+        let answer = good.fetch(&shop, good.objects()).await.remove(0);
+        assert!(answer.is_ok(), "as soon as the folder answers");
+    }
 }

@@ -3,16 +3,24 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::vec::IntoIter;
 
 use hyper_util::client::legacy::connect::dns::Name;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 
 use crate::address;
 use crate::settings::Rules;
+
+/// Lookups at one time. Each takes a thread until the C library gives up, whoever still waits for it, and the process
+/// has few of them. Those of names that classes give do not hold up the administrator's.
+const LOOKUPS: usize = 4;
+static OF_THE_ADMINISTRATOR: Semaphore = Semaphore::const_new(LOOKUPS);
+static OF_CLASSES: Semaphore = Semaphore::const_new(LOOKUPS);
 
 /// Looks a name up and refuses what no store is at. The connection goes to what was looked at, so a
 /// name that leads elsewhere a moment later gains nothing.
@@ -34,8 +42,17 @@ impl tower_service::Service<Name> for Resolver {
     fn call(&mut self, name: Name) -> Self::Future {
         let checks = self.checks.clone();
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let found: Vec<_> = found.collect();
+            let turns = match checks {
+                None => &OF_THE_ADMINISTRATOR,
+                Some(_) => &OF_CLASSES,
+            };
+            // Who asks has a deadline, which ends this wait too.
+            let turn = turns.acquire().await.map_err(io::Error::other)?;
+            let look_up = move || {
+                let _turn = turn;
+                (name.as_str(), 0).to_socket_addrs()
+            };
+            let found: Vec<_> = spawn_blocking(look_up).await??.collect();
             if let Some(rules) = checks {
                 let own = &rules.settings.node_addresses;
                 // One bad address is enough: nobody has both by accident.
@@ -60,3 +77,34 @@ impl fmt::Display for RefusedAddress {
 }
 
 impl std::error::Error for RefusedAddress {}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+    use futures_util::FutureExt;
+    use tower_service::Service;
+
+    use super::*;
+    use crate::settings::Settings;
+
+    #[tokio::test]
+    async fn lookups_wait_for_four_others_and_names_of_classes_hold_up_no_others() {
+        let rules = Rules::new(Settings::default()).ok().unwrap();
+        let mut of_a_class = Resolver {
+            checks: Some(Arc::new(rules)),
+        };
+        let mut of_the_administrator = Resolver { checks: None };
+        let name: Name = "localhost".parse().unwrap();
+        let others = OF_CLASSES.acquire_many(LOOKUPS as u32).await.unwrap();
+        let mut waits = of_a_class.call(name.clone());
+        assert!(waits.as_mut().now_or_never().is_none());
+        assert!(of_the_administrator.call(name).await.unwrap().count() > 0);
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(others);
+        // It is this node, where no store of a class is.
+        let refused = waits.await.err().unwrap();
+        assert!(refused.get_ref().unwrap().is::<RefusedAddress>());
+        assert_eq!(OF_CLASSES.available_permits(), LOOKUPS);
+    }
+}
