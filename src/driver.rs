@@ -259,7 +259,6 @@ fn vault_settings(
             attempt: store.attempt,
             ..default.limits
         },
-        ..Settings::default()
     }
 }
 

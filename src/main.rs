@@ -23,7 +23,7 @@ enum Command {
     /// Shows a volume from its mount over a rotation to its end, without a cluster and without root
     Demo(demo::DemoArgs),
     /// Shows what a SecretProviderClass would mount, without mounting it
-    Render(render::RenderArgs),
+    Render(Box<render::RenderArgs>),
     /// Looks at the driver and at its node, and says what to do
     Doctor(Box<doctor::DoctorArgs>),
 }
