@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use coffer::class::Mode;
 use coffer::payload::{Limits, Payload};
@@ -120,6 +121,12 @@ impl Volume {
     }
 
     fn take(&mut self, step: &Step, model: &mut Model) {
+        if model.files.is_some() && model.leftovers && !model.rested {
+            // The second that it waits is real time, which a busy machine may have taken already.
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let now = now.unwrap();
+            self.set_switched(now.as_secs() as i64, now.subsec_nanos().into());
+        }
         match step {
             Step::Mount(files) => {
                 let done = self.volumes.mount(&self.target, &payload(files), &record());
@@ -151,17 +158,8 @@ impl Volume {
                 model.rested = true;
                 if model.files.is_some() {
                     // To the volume it is the same whether the clock moves on or the switch back.
-                    let link = self.path.join("..data");
-                    let switched = fs::symlink_metadata(&link).unwrap();
-                    let time = Timespec {
-                        tv_sec: switched.mtime() - 2,
-                        tv_nsec: switched.mtime_nsec(),
-                    };
-                    let times = Timestamps {
-                        last_access: time,
-                        last_modification: time,
-                    };
-                    rustix::fs::utimensat(CWD, &link, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+                    let switched = fs::symlink_metadata(self.path.join("..data")).unwrap();
+                    self.set_switched(switched.mtime() - 2, switched.mtime_nsec());
                 }
             }
             // In a user namespace the next process would not know the volume.
@@ -183,6 +181,16 @@ impl Volume {
                 *model = Model::default();
             }
         }
+    }
+
+    fn set_switched(&self, tv_sec: i64, tv_nsec: i64) {
+        let time = Timespec { tv_sec, tv_nsec };
+        let times = Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        let link = self.path.join("..data");
+        rustix::fs::utimensat(CWD, &link, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
     }
 
     fn rotate(&self, files: &Files, model: &mut Model) {

@@ -90,10 +90,7 @@ async fn an_api_server_that_goes_away_is_noticed_by_no_pod() {
     let new = volume("b");
     let start = Instant::now();
     node.kubelet.publish(&new).await.unwrap();
-    assert!(
-        start.elapsed() < Duration::from_secs(5),
-        "nobody waits for it"
-    );
+    assert!(start.elapsed() < PATIENCE, "nobody waits for it");
     assert_eq!(node.read(&new, "a"), "new");
     // And pods go.
     let gone = volume("c");
@@ -180,7 +177,7 @@ async fn a_slow_api_server_holds_up_no_publish_and_no_rotation() {
     let cluster = FakeApiServer::start();
     let node = Scripted::start_in(&cluster, ScriptedProvider::default()).await;
     node.kubelet.publish(&volume("first")).await.unwrap();
-    cluster.answers_after(Duration::from_secs(5));
+    cluster.answers_after(Duration::from_secs(60));
     let start = Instant::now();
     for n in 0..10 {
         let volume = volume(&format!("p{n}"));
@@ -196,11 +193,7 @@ async fn a_slow_api_server_holds_up_no_publish_and_no_rotation() {
             .unwrap();
     }
     // One answer takes as long.
-    assert!(
-        start.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
 }
 
 #[tokio::test]
@@ -278,11 +271,7 @@ async fn five_thousand_classes_are_read_in_pages_and_one_of_them_is_found_at_onc
     for volume in &volumes {
         node.kubelet.publish(volume).await.unwrap();
     }
-    assert!(
-        start.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
     // Each change is heard by every volume, and looked at by those whose class it is.
     for n in 0..100 {
         cluster.class(

@@ -9,7 +9,6 @@ use nix::sys::statvfs::statvfs;
 use tonic::Code;
 
 use crate::harness::{Node, eventually, mounts, pod, volume};
-use crate::superset::class;
 
 const MIB: u64 = 1 << 20;
 
@@ -167,7 +166,7 @@ async fn a_volume_may_reach_each_of_its_limits_and_pass_none() {
             node.folders.secret(&format!("{name}/{file}"), "");
         }
         let spec = format!("provider: file\nparameters: {{objects: '[{name}]'}}");
-        class(&node, &name, &spec).await;
+        node.class(&name, &spec).await;
         let volume = PodVolume::of_class(pod(&name), &name);
         let published = node.kubelet.publish(&volume).await;
         match (fits, published) {

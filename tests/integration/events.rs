@@ -96,6 +96,7 @@ async fn an_event_is_about_the_pod_and_says_who_reports() {
         "{provider: file, parameters: {objects: '[password]'}}",
     );
     let node = Node::start_with(&[&cluster.flag()]).await;
+    node.classes_of_the_cluster_are_read().await;
     let mut volume = volume("a");
     volume.attributes.insert("objects".into(), "[other]".into());
     volume.attributes.insert("unused".into(), "x".into());
@@ -250,6 +251,7 @@ async fn rule_r12_the_owner_of_a_subpath_hears_that_it_stays_as_it_is() {
     let cluster = FakeApiServer::start();
     cluster.class("shop", "{provider: file}");
     let node = Node::start_with(&[&cluster.flag()]).await;
+    node.classes_of_the_cluster_are_read().await;
     let volume = volume("a");
     node.kubelet.publish(&volume).await.unwrap();
     let bound = "kubelet/pods/uid-of-a/volume-subpaths/secrets/web/0";

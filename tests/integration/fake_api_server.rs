@@ -91,7 +91,8 @@ impl FakeApiServer {
     /// Every connection is cut, and nobody listens.
     pub(crate) fn goes_away(&mut self) {
         if let Some(running) = self.running.take() {
-            running.shutdown_background();
+            // No thread of a runtime may wait for the end of one. With it the listener is gone.
+            std::thread::spawn(move || drop(running)).join().unwrap();
         }
     }
 

@@ -63,10 +63,8 @@ async fn a_volume_that_is_taken_over_while_its_secret_fails_is_told_of_changes_a
 #[ignore = "needs a mount namespace: cargo xtask test"]
 async fn a_volume_whose_service_account_is_made_anew_is_rotated_as_the_new_one() {
     let node = Scripted::start_with_tokens().await;
-    node.folders.class(
-        "quick",
-        "provider: scripted\nparameters: {objects: 'a,b'}\nrefresh: {interval: 10s}",
-    );
+    let spec = "provider: scripted\nparameters: {objects: 'a,b'}\nrefresh: {interval: 10s}";
+    node.class("quick", spec).await;
     let mut volume = volume_of("a", "web");
     let class = "secretProviderClass".to_owned();
     volume.attributes.insert(class, "quick".into());

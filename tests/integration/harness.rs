@@ -6,9 +6,12 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use coffer::fake_kubelet::{FakeKubelet, PodVolume};
+use coffer::fake_kubelet::{FakeKubelet, PodVolume, connect};
+use coffer_proto::csi::GetPluginInfoRequest;
+use coffer_proto::csi::identity_client::IdentityClient;
 use coffer_provider::{Pod, ServiceAccount};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -17,7 +20,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// Far above anything that a step takes on a busy machine: whoever waits that long has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Gives this thread, and every thread and process that it starts from now on, mounts of its own.
 pub(crate) fn own_mounts() {
@@ -243,7 +246,7 @@ impl Node {
     /// Waits until the driver answers.
     pub(crate) async fn answers(&mut self) {
         let start = Instant::now();
-        while self.kubelet.node().await.is_err() {
+        while !serves(&self.folders).await {
             let exited = self.driver.as_mut().unwrap().try_wait().unwrap();
             assert!(exited.is_none(), "the driver ended:\n{}", self.log());
             assert!(
@@ -268,6 +271,22 @@ impl Node {
 
     fn log_file(&self) -> PathBuf {
         self.folders.at("log")
+    }
+
+    /// Writes a class of the Namespace `shop` that is new or has changed, and waits until the driver has read it.
+    pub(crate) async fn class(&self, name: &str, spec: &str) {
+        let words = ["class read", &format!("class=shop/{name} ")];
+        let read = self.logged(&words);
+        self.folders.class(name, spec);
+        eventually("the class is read", || self.logged(&words) > read).await;
+    }
+
+    /// Waits until the driver has read what classes the API server has, in each of its processes.
+    pub(crate) async fn classes_of_the_cluster_are_read(&self) {
+        eventually("the classes are read", || {
+            self.logged(&["classes read from the API server"]) >= self.logged(&["driver started"])
+        })
+        .await;
     }
 
     /// Everything that the driver has printed.
@@ -316,6 +335,18 @@ impl Drop for Node {
     }
 }
 
+/// Whether a driver answers there. A socket that is bound is not enough: it serves a moment later.
+pub(crate) async fn serves(folders: &Folders) -> bool {
+    let ask = async {
+        let channel = connect(&folders.at("plugin/csi.sock")).await?;
+        let request = GetPluginInfoRequest {};
+        IdentityClient::new(channel).get_plugin_info(request).await
+    };
+    tokio::time::timeout(PATIENCE, ask)
+        .await
+        .is_ok_and(|answer| answer.is_ok())
+}
+
 /// Asks the HTTP server of a driver.
 pub(crate) async fn http(server: SocketAddr, path: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -336,7 +367,16 @@ pub(crate) fn counted(scrape: &str, name: &str, words: &[&str]) -> u64 {
         .sum()
 }
 
+/// Below the ports that the kernel gives to whoever asks for any, so that nobody takes it in the meantime.
 pub(crate) fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(251);
+    loop {
+        let next = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + (next % 10_000) as u16;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }

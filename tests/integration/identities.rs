@@ -72,10 +72,8 @@ async fn rule_d3_a_token_at_its_end_is_not_sent_and_the_next_one_is() {
 #[ignore = "needs a mount namespace: cargo xtask test"]
 async fn rule_d3_a_volume_whose_token_has_ended_waits_for_the_next_one() {
     let node = Scripted::start_with_tokens().await;
-    node.folders.class(
-        "asking",
-        "provider: scripted\nparameters: {objects: 'a,b'}\nrefresh: {strategy: Get}",
-    );
+    let spec = "provider: scripted\nparameters: {objects: 'a,b'}\nrefresh: {strategy: Get}";
+    node.class("asking", spec).await;
     let mut volume = with_token(PodVolume::of_class(volume("a").pod, "asking"));
     node.kubelet.publish(&volume).await.unwrap();
     node.store.set_value("a", "new");
@@ -149,6 +147,7 @@ async fn rule_d8_a_class_of_another_namespace_does_not_exist() {
     let spec = "provider: scripted\nparameters: {objects: 'a,b'}";
     node.folders
         .class_with("name: theirs, namespace: other", "theirs", spec);
+    node.knows("other", "theirs").await;
     let mut neighbour = PodVolume::of_class(volume("b").pod, "theirs");
     neighbour.pod.namespace = "other".into();
     node.kubelet.publish(&neighbour).await.expect("it is there");
@@ -175,6 +174,7 @@ async fn rule_c1_rule_c2_each_identity_asks_for_itself_and_its_pods_share_the_an
     let spec = "provider: scripted\nparameters: {objects: 'a,b'}";
     node.folders
         .class_with("name: shop, namespace: other", "other", spec);
+    node.knows("other", "shop").await;
     let mut made_anew = volume_of("d", "web");
     made_anew.pod.service_account.uid = Some("of the second one".into());
     let mut elsewhere = volume_of("e", "web");
@@ -200,7 +200,7 @@ async fn rule_c1_rule_c2_each_identity_asks_for_itself_and_its_pods_share_the_an
 async fn a_class_can_have_every_pod_ask_for_itself() {
     let node = Scripted::start_with_tokens().await;
     let spec = "provider: scripted\nparameters: {objects: 'a,b'}\nsharing: Pod";
-    node.folders.class("alone", spec);
+    node.class("alone", spec).await;
     for (pods, name) in [(1, "a"), (2, "b"), (3, "c")] {
         let mut volume = volume_of(name, "web");
         let class = ("secretProviderClass".into(), "alone".into());
@@ -280,11 +280,9 @@ impl Source for Mirror {
 async fn rule_d4_each_source_sees_the_token_for_its_own_audience_and_no_other() {
     let mirrors = [("mirror-a", Mirror::of("a")), ("mirror-b", Mirror::of("b"))];
     let node = Scripted::start_with(Default::default(), mirrors).await;
-    node.folders.class(
-        "mirrors",
-        "sources: [{name: a, provider: mirror-a}, {name: b, provider: mirror-b}]\n\
-         items: [{source: a, object: token, path: a}, {source: b, object: token, path: b}]",
-    );
+    let spec = "sources: [{name: a, provider: mirror-a}, {name: b, provider: mirror-b}]\n\
+         items: [{source: a, object: token, path: a}, {source: b, object: token, path: b}]";
+    node.class("mirrors", spec).await;
     let mut volume = PodVolume::of_class(volume("a").pod, "mirrors");
     let token = token_of(&volume.pod);
     for audience in ["a", "b", "c", ""] {
@@ -305,8 +303,8 @@ async fn rule_d4_each_source_sees_the_token_for_its_own_audience_and_no_other() 
 async fn the_token_of_whichever_pod_lasts_longest_is_the_one_that_is_used() {
     let mirror = [("mirror", Mirror::of(AUDIENCE))];
     let node = Scripted::start_with(Default::default(), mirror).await;
-    node.folders
-        .class("mirror", "provider: mirror\nrefresh: {strategy: Get}");
+    let spec = "provider: mirror\nrefresh: {strategy: Get}";
+    node.class("mirror", spec).await;
     let volumes = ["a", "b"].map(|name| PodVolume::of_class(volume(name).pod, "mirror"));
     let bring = async |pod: usize, seconds: i64| {
         let mut volume = volumes[pod].clone();

@@ -35,12 +35,8 @@ async fn rule_o4_labels_are_closed_lists_and_their_number_does_not_follow_pods_o
         node.folders.secret(&secret, "value");
         let class = format!("class-{name}");
         let spec = format!("provider: file\nparameters: {{objects: '[{secret}]'}}");
-        node.folders.class(&class, &spec);
+        node.class(&class, &spec).await;
         let mut volume = PodVolume::of_class(pod(&format!("pod-{name}")), &class);
-        eventually("the class is read", || {
-            node.logged(&["class read", &class]) > 0
-        })
-        .await;
         node.kubelet.publish(&volume).await.unwrap();
         node.kubelet.publish(&volume).await.unwrap();
         node.folders.secret(&secret, "another");

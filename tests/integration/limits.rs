@@ -29,15 +29,14 @@ async fn a_store_has_its_requests_and_its_queue_and_who_comes_then_is_sent_away(
         config.cache.queue = QUEUE;
     })
     .await;
-    let volumes: Vec<_> = (0..REQUESTS + QUEUE)
-        .map(|index| {
-            let name = format!("hangs-{index}");
-            let class = format!("provider: scripted\nparameters: {{objects: {name}}}");
-            node.store.set(&name, Answer::Hang);
-            node.folders.class(&name, &class);
-            volume(&name)
-        })
-        .collect();
+    let mut volumes = Vec::new();
+    for index in 0..REQUESTS + QUEUE {
+        let name = format!("hangs-{index}");
+        let class = format!("provider: scripted\nparameters: {{objects: {name}}}");
+        node.store.set(&name, Answer::Hang);
+        node.class(&name, &class).await;
+        volumes.push(volume(&name));
+    }
     let publish = |volume: &PodVolume| {
         let (kubelet, volume) = (node.kubelet.clone(), volume.clone());
         tokio::spawn(async move { kubelet.publish(&volume).await })
@@ -83,7 +82,7 @@ async fn a_store_has_its_requests_and_its_queue_and_who_comes_then_is_sent_away(
 #[ignore = "needs a mount namespace: cargo xtask test"]
 async fn a_first_mount_waits_for_its_store_as_long_as_the_administrator_says() {
     let node = Scripted::start_as(ScriptedProvider::default(), [], |config| {
-        config.bounds.publish_timeout = Duration::from_secs(2);
+        config.bounds.publish_timeout = Duration::from_secs(6);
     })
     .await;
     let shop = PodVolume::of_class(pod("shop"), "shop");
@@ -91,11 +90,13 @@ async fn a_first_mount_waits_for_its_store_as_long_as_the_administrator_says() {
     let start = Instant::now();
     let refused = node.publish_within(&shop, Duration::from_secs(60)).await;
     assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused}");
-    assert_eq!(
-        refused.message(),
-        "DeadlineExceeded: the store did not answer within 2 s"
+    // Less the moments that the call took to come to the store.
+    let says = [6, 5].map(|s| format!("DeadlineExceeded: the store did not answer within {s} s"));
+    assert!(
+        says.iter().any(|says| says == refused.message()),
+        "{refused}"
     );
-    assert!(start.elapsed() >= Duration::from_secs(2));
+    assert!(start.elapsed() >= Duration::from_secs(6));
     assert!(mounts().is_empty());
     node.store.set_value("b", "two");
     node.store.set_latency(Duration::from_millis(500));
@@ -180,11 +181,11 @@ async fn what_a_volume_remembers_may_reach_64_kib_and_not_pass_them() {
     let most = ((64 << 10) - frame) / object;
     for (name, count) in [("below", most - 1), ("at", most)] {
         let class = format!("provider: peculiar\nparameters: {{count: '{count}'}}");
-        node.folders.class(name, &class);
+        node.class(name, &class).await;
         node.kubelet.publish(&volume(name)).await.expect(name);
     }
     let class = format!("provider: peculiar\nparameters: {{count: '{}'}}", most + 1);
-    node.folders.class("beyond", &class);
+    node.class("beyond", &class).await;
     let refused = node
         .publish_within(&volume("beyond"), Duration::from_secs(60))
         .await;
@@ -216,7 +217,7 @@ async fn a_secret_with_a_lease_cannot_stay_as_it_is() {
     let node = Scripted::start_with(ScriptedProvider::default(), stores).await;
     for provider in ["leased", "ends"] {
         let spec = format!("provider: {provider}\nparameters: {{count: '1'}}\nimmutable: true");
-        node.folders.class(provider, &spec);
+        node.class(provider, &spec).await;
     }
     let refused = node
         .publish_within(&volume("leased"), Duration::from_secs(60))

@@ -37,7 +37,7 @@ async fn a_thousand_publishes_at_once_ask_the_store_once_for_each_object_of_an_i
     }
     node.store.set_latency(Duration::from_millis(20));
     let spec = "provider: scripted\nparameters: {objects: 'a,b,c,d'}";
-    node.folders.class("many", spec);
+    node.class("many", spec).await;
     let volumes: Vec<_> = (0..1000)
         .map(|n| {
             let mut volume = volume_of(&format!("p{n}"), &format!("account-{}", n % 50));
@@ -104,7 +104,7 @@ async fn a_hundred_calls_stuck_in_a_store_take_no_slot_from_another() {
     let hung = ScriptedProvider::default();
     let other = [("hung", Arc::new(hung.clone()) as _)];
     let node = Scripted::start_with(Default::default(), other).await;
-    node.folders.class("hung", "provider: hung");
+    node.class("hung", "provider: hung").await;
     let stuck: Vec<_> = (0..100)
         .map(|n| {
             let object = format!("object-{n}");

@@ -9,7 +9,6 @@ use nix::mount::{MsFlags, mount};
 use tonic::Code;
 
 use crate::harness::{Node, device, volume};
-use crate::superset::class;
 
 /// A volume as it mounts one.
 fn mount_as_it_does(node: &Node, volume: &PodVolume) {
@@ -70,16 +69,12 @@ async fn a_volume_that_it_left_empty_is_filled_before_the_kubelet_hears_ok() {
     let volume = volume("empty");
     mount_as_it_does(&node, &volume);
     let before = device(&node.kubelet.target(&volume));
-    class(
-        &node,
-        "shop",
-        "provider: file\nparameters: {objects: '[none]'}",
-    )
-    .await;
+    node.class("shop", "provider: file\nparameters: {objects: '[none]'}")
+        .await;
     let refused = node.kubelet.publish(&volume).await;
     let refused = refused.expect_err("there is nothing to fill it with");
     assert_eq!(refused.code(), Code::NotFound, "{refused}");
-    class(&node, "shop", "provider: file").await;
+    node.class("shop", "provider: file").await;
     node.kubelet.publish(&volume).await.unwrap();
     assert_eq!(node.read(&volume, "password"), b"correct-horse");
     assert_eq!(device(&node.kubelet.target(&volume)), before);

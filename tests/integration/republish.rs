@@ -229,7 +229,7 @@ async fn rule_c4_what_a_store_denies_is_kept_by_running_pods_and_given_to_no_new
 async fn with_get_each_republish_has_the_store_asked_once_and_waits_for_nothing() {
     let node = Scripted::start().await;
     let get = format!("{SPEC}\nrefresh: {{strategy: Get}}");
-    node.folders.class("get", &get);
+    node.class("get", &get).await;
     let volume = PodVolume::of_class(volume("a").pod, "get");
     node.kubelet.publish(&volume).await.unwrap();
     for round in 1..=3 {
@@ -266,7 +266,7 @@ async fn another_refresh_annotation_on_the_class_has_the_store_asked_now() {
         let metadata = format!("name: slow, namespace: shop, annotations: {{{mark}}}");
         node.folders.class_with(&metadata, "slow", &spec);
     };
-    node.folders.class("slow", &spec);
+    node.class("slow", &spec).await;
     let volume = PodVolume::of_class(volume("a").pod, "slow");
     node.kubelet.publish(&volume).await.unwrap();
     node.store.set_value("a", "new");

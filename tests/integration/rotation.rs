@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tonic::Code;
 
-use crate::harness::{Node, device, eventually, mounts, volume};
+use crate::harness::{Node, PATIENCE, device, eventually, mounts, volume};
 
 #[tokio::test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
@@ -165,8 +165,7 @@ async fn a_changed_file_is_in_the_volume_within_a_second() {
         let start = Instant::now();
         node.folders.secret("password", &content);
         while fs::read_to_string(&file).unwrap() != content {
-            // The promise is one second; the rest is for machines that are busy.
-            assert!(start.elapsed() < Duration::from_secs(5));
+            assert!(start.elapsed() < PATIENCE);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         took.push(start.elapsed());
@@ -177,6 +176,8 @@ async fn a_changed_file_is_in_the_volume_within_a_second() {
         "from change to file: {:?} to {:?}, half below {:?}",
         took[0], took[9], took[5]
     );
+    // The promise is one second; the rest is for machines that are busy.
+    assert!(took[5] < Duration::from_secs(5), "{took:?}");
 }
 
 #[tokio::test]
@@ -185,14 +186,17 @@ async fn bursts_are_merged_and_the_last_value_wins() {
     let node = Node::start().await;
     let volume = volume("a");
     node.kubelet.publish(&volume).await.unwrap();
+    let start = Instant::now();
     for n in 0..200 {
         node.folders.secret("password", format!("value {n}"));
     }
     node.eventually_reads(&volume, "password", b"value 199")
         .await;
+    let rotated = node.logged(&["volume rotated"]);
+    // One a second at most.
     assert!(
-        node.logged(&["volume rotated"]) <= 5,
-        "200 changes in a burst are a few rotations"
+        rotated <= 5 + start.elapsed().as_secs() as usize,
+        "200 changes in a burst are a few rotations, not {rotated}"
     );
     let target = node.kubelet.target(&volume);
     eventually("one generation is left", || {

@@ -90,6 +90,7 @@ async fn secrets_that_do_not_change_write_nothing() {
     let spec = "{provider: file, refresh: {strategy: Cache}}";
     cluster.class("shop", spec);
     let mut node = Node::start_with(&[&cluster.flag()]).await;
+    node.classes_of_the_cluster_are_read().await;
     let volumes: Vec<_> = (0..PODS).map(|n| volume(&format!("p{n}"))).collect();
     for volume in &volumes {
         node.kubelet.publish(volume).await.unwrap();
@@ -140,6 +141,7 @@ async fn a_second_volume_of_the_class_has_its_name_appended_and_keeps_it() {
     let cluster = FakeApiServer::start();
     cluster.class("shop", "{provider: file}");
     let mut node = Node::start_with(&[&cluster.flag()]).await;
+    node.classes_of_the_cluster_are_read().await;
     let first = volume("web");
     let second = PodVolume {
         name: "more".into(),
@@ -182,6 +184,7 @@ async fn an_object_of_upstreams_is_taken_over_and_one_of_another_node_is_left() 
     let cluster = FakeApiServer::start();
     cluster.class("shop", "{provider: file}");
     let node = Node::start_with(&[&cluster.flag()]).await;
+    node.classes_of_the_cluster_are_read().await;
     let volume = volume("web");
     cluster.put_status(
         "web-shop-shop",
@@ -234,6 +237,7 @@ async fn without_the_right_to_write_volumes_are_as_good_and_it_is_told_once() {
     cluster.class("shop", "{provider: file}");
     cluster.forbids(true);
     let node = Node::start_with(&[&cluster.flag()]).await;
+    node.classes_of_the_cluster_are_read().await;
     for n in 0..5 {
         let volume = volume(&format!("p{n}"));
         node.kubelet.publish(&volume).await.unwrap();
@@ -297,6 +301,7 @@ async fn a_volume_that_stays_as_it_is_has_a_status_too() {
     let cluster = FakeApiServer::start();
     cluster.class("shop", "{provider: file, immutable: true}");
     let node = Node::start_with(&[&cluster.flag()]).await;
+    node.classes_of_the_cluster_are_read().await;
     node.kubelet.publish(&volume("a")).await.unwrap();
     let object = exists(&cluster, "a-shop-shop").await;
     assert!(object["status"]["objects"][0]["version"].is_string());
@@ -310,6 +315,7 @@ async fn a_name_that_would_be_too_long_is_cut_and_has_a_hash() {
     let class = "c".repeat(200);
     cluster.class(&class, "{provider: file}");
     let node = Node::start_with(&[&cluster.flag()]).await;
+    node.classes_of_the_cluster_are_read().await;
     let volume = PodVolume::of_class(pod(&"p".repeat(100)), &class);
     node.kubelet.publish(&volume).await.unwrap();
     eventually("there is an object", || !cluster.statuses().is_empty()).await;
@@ -325,6 +331,7 @@ async fn rule_o3_a_version_in_a_status_is_no_hash_of_the_value() {
     let cluster = FakeApiServer::start();
     cluster.class("shop", "{provider: file}");
     let node = Node::start_with(&[&cluster.flag()]).await;
+    node.classes_of_the_cluster_are_read().await;
     node.folders.secret("pin", "1234");
     let volume = volume("a");
     node.kubelet.publish(&volume).await.unwrap();

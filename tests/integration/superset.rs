@@ -13,19 +13,8 @@ use crate::harness::{Node, eventually, mounts, pod, volume};
 /// A node whose class `shop` is this one.
 async fn node(spec: &str) -> Node {
     let node = Node::start().await;
-    class(&node, "shop", spec).await;
+    node.class("shop", spec).await;
     node
-}
-
-/// Writes a class, and waits until the driver has read it.
-pub(crate) async fn class(node: &Node, name: &str, spec: &str) {
-    let full = format!("shop/{name}");
-    let read = node.logged(&["class read", &full]);
-    node.folders.class(name, spec);
-    eventually("the class is read", || {
-        node.logged(&["class read", &full]) > read
-    })
-    .await;
 }
 
 fn exists(node: &Node, volume: &PodVolume, path: &str) -> bool {
@@ -107,8 +96,9 @@ async fn an_optional_volume_is_empty_where_its_store_has_nothing() {
 
     // Items of an optional volume are all optional; without the word, nothing at all is an error.
     let items = "provider: file\nparameters: {objects: '[a]'}\nitems: [{object: a, path: x}]";
-    class(&node, "items", &format!("{items}\noptional: true")).await;
-    class(&node, "strict", items).await;
+    node.class("items", &format!("{items}\noptional: true"))
+        .await;
+    node.class("strict", items).await;
     let of = |class| PodVolume::of_class(pod(class), class);
     node.kubelet.publish(&of("items")).await.unwrap();
     assert!(names(&node, &of("items")).is_empty());
@@ -209,7 +199,7 @@ async fn asked(node: &Node) -> String {
 #[ignore = "needs a mount namespace: cargo xtask test"]
 async fn an_immutable_volume_never_changes_and_asks_no_store_again() {
     let mut node = node("provider: file\nimmutable: true").await;
-    class(&node, "mutable", "provider: file").await;
+    node.class("mutable", "provider: file").await;
     let pinned = volume("a");
     node.kubelet.publish(&pinned).await.unwrap();
     let link = node.kubelet.target(&pinned).join("..data");
@@ -247,7 +237,8 @@ async fn an_immutable_volume_never_changes_and_asks_no_store_again() {
     assert_eq!(node.read(&pinned, "password"), b"correct-horse");
 
     // A change of the class is refused, once with a warning that names it.
-    class(&node, "shop", "provider: file\ndefaultMode: 0400").await;
+    node.class("shop", "provider: file\ndefaultMode: 0400")
+        .await;
     let warning = [
         "WARN",
         "volume not rotated",
@@ -275,20 +266,16 @@ async fn a_class_can_become_immutable_and_its_volumes_with_it() {
     node.kubelet.publish(&volume).await.unwrap();
     node.folders.secret("password", "two");
     node.eventually_reads(&volume, "password", b"two").await;
-    class(&node, "shop", "provider: file\nimmutable: true").await;
+    node.class("shop", "provider: file\nimmutable: true").await;
     // Once it is pinned, the next change of the class is refused.
     eventually("it is pinned", || {
         node.logged(&["volume stays as it is", &volume.volume_id()]) == 1
     })
     .await;
-    class(
-        &node,
-        "shop",
-        "provider: file\nimmutable: true\ndefaultMode: 0400",
-    )
-    .await;
+    node.class("shop", "provider: file\nimmutable: true\ndefaultMode: 0400")
+        .await;
     eventually("it is told", || node.logged(&["VolumeImmutable"]) > 0).await;
-    class(&node, "shop", "provider: file\nimmutable: true").await;
+    node.class("shop", "provider: file\nimmutable: true").await;
     node.end(Signal::SIGKILL);
     node.run().await;
     node.folders.secret("password", "three");
@@ -334,9 +321,9 @@ async fn rule_p3_several_sources_lie_beside_each_other_or_are_told_apart() {
     let two = "sources:\n\
          - {name: a, provider: file, parameters: {objects: '[password]'}}\n\
          - {name: b, provider: file, parameters: {objects: '[{path: other, name: password}]'}}";
-    class(&node, "twice", two).await;
+    node.class("twice", two).await;
     let vague = format!("{two}\nitems: [{{object: password, path: x}}]");
-    class(&node, "vague", &vague).await;
+    node.class("vague", &vague).await;
     for (class, message) in [
         (
             "twice",

@@ -50,17 +50,15 @@ pub(crate) async fn node_with(address: &str, flags: &[&str]) -> Node {
 }
 
 /// Writes a class of the role `role` with these fields and objects, each on a line of its own.
-pub(crate) fn class(node: &Node, name: &str, role: &str, fields: &str, objects: &[&str]) {
+pub(crate) async fn class(node: &Node, name: &str, role: &str, fields: &str, objects: &[&str]) {
     let objects: String = objects
         .iter()
         .map(|object| format!("\n    - {{{object}}}"))
         .collect();
-    node.folders.class(
-        name,
-        &format!(
-            "provider: vault\n{fields}\nparameters:\n  roleName: {role}\n  objects: |{objects}"
-        ),
+    let spec = format!(
+        "provider: vault\n{fields}\nparameters:\n  roleName: {role}\n  objects: |{objects}"
     );
+    node.class(name, &spec).await;
 }
 
 /// The same volume with another class.
@@ -106,14 +104,12 @@ async fn a_secret_of_openbao_is_mounted_for_its_account_and_rotated() {
     let address = bao.url();
     let allowed = format!("--vault-address={address}");
     let node = Node::start_with(&[&allowed, "--vault-mount=jwt"]).await;
-    node.folders.class(
-        "bao",
-        &format!(
-            "provider: vault\nrefresh: {{interval: 10s}}\nparameters:\n  vaultAddress: {address}\n  \
-             roleName: shop\n  objects: |\n    \
-             - {{objectName: password, secretPath: secret/data/shop, secretKey: password}}"
-        ),
+    let spec = format!(
+        "provider: vault\nrefresh: {{interval: 10s}}\nparameters:\n  vaultAddress: {address}\n  \
+         roleName: shop\n  objects: |\n    \
+         - {{objectName: password, secretPath: secret/data/shop, secretKey: password}}"
     );
+    node.class("bao", &spec).await;
     let before = bao.tokens().await;
     let volumes = ["a", "b"].map(|name| volume(&bao, name, "web"));
     for volume in &volumes {
@@ -176,7 +172,7 @@ async fn what_a_store_tells_is_in_the_volume_long_before_the_next_look() {
     .await;
     let node = node_with(&store.url(), &["--vault-events"]).await;
     let object = "objectName: a, secretPath: secret/data/shop, secretKey: value";
-    class(&node, "bao", "web", "refresh: {interval: 1h}", &[object]);
+    class(&node, "bao", "web", "refresh: {interval: 1h}", &[object]).await;
     let bao_of_nobody = Bao::start().await;
     let volume = volume(&bao_of_nobody, "a", "web");
     node.kubelet.publish(&volume).await.unwrap();

@@ -33,7 +33,7 @@ async fn vault_6_and_7_a_thousand_unchanged_rotations_leave_a_token_for_each_ide
     let mut volumes = Vec::new();
     for account in ["web", "batch"] {
         let get = "refresh: {strategy: Get}";
-        class(&node, account, account, get, &[KV, USER, PASS, &cert]);
+        class(&node, account, account, get, &[KV, USER, PASS, &cert]).await;
         for pod in 0..2 {
             let pod = volume(&bao, &format!("{account}-{pod}"), account);
             volumes.push(of_class(pod, account));
@@ -100,8 +100,9 @@ async fn vault_5_a_certificate_is_issued_no_more_than_once_in_six_tenths_of_its_
     let counted = bao.counted().await;
     let mut node = node_with(&counted.url(), &[]).await;
     let cert = CERT.replace("TTL", "20s");
-    class(&node, "bao", "web", "refresh: {interval: 10s}", &[&cert]);
+    class(&node, "bao", "web", "refresh: {interval: 10s}", &[&cert]).await;
     let volumes = ["a", "b"].map(|pod| volume(&bao, pod, "web"));
+    let given = Instant::now();
     for volume in &volumes {
         node.kubelet.publish(volume).await.unwrap();
     }
@@ -122,8 +123,9 @@ async fn vault_5_a_certificate_is_issued_no_more_than_once_in_six_tenths_of_its_
         for volume in &volumes {
             node.kubelet.publish(volume).await.unwrap();
         }
-        if start.elapsed() < Duration::from_secs(6) {
-            assert_eq!(read(&node), first, "it was good for 14 s more at least");
+        let now = read(&node);
+        if given.elapsed() < Duration::from_secs(11) {
+            assert_eq!(now, first, "it is good for 12 s at least");
         }
         // The republishes of a kubelet in a hurry.
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -133,9 +135,10 @@ async fn vault_5_a_certificate_is_issued_no_more_than_once_in_six_tenths_of_its_
         .iter()
         .filter(|asked| asked.contains("pki/issue"))
         .count();
-    // In 30 s and a bit: at the start, after 12 s or more, and after 24 s or more.
+    // At the start, and once in 12 s at most.
+    let most = 2 + 2 * (given.elapsed().as_secs() as usize / 12);
     assert!(
-        (4..=6).contains(&issued),
+        (4..=most).contains(&issued),
         "{issued} for two pods: {asked:?}"
     );
     assert_ne!(read(&node)[0], first[0]);
@@ -144,9 +147,9 @@ async fn vault_5_a_certificate_is_issued_no_more_than_once_in_six_tenths_of_its_
 #[tokio::test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
 async fn after_a_restart_leases_are_made_anew_once_before_their_end() {
-    const LEASE: Duration = Duration::from_secs(30);
+    const LEASE: Duration = Duration::from_secs(60);
     let bao = Bao::start().await;
-    let users = enable_rabbitmq(&bao, "30s", "1h").await;
+    let users = enable_rabbitmq(&bao, "60s", "1h").await;
     role_for(&bao, "web", "web", json!({})).await;
     let mut node = node_with(&bao.url(), &[]).await;
     class(
@@ -155,7 +158,8 @@ async fn after_a_restart_leases_are_made_anew_once_before_their_end() {
         "web",
         "refresh: {interval: 10s}",
         &[USER, PASS],
-    );
+    )
+    .await;
     let volumes: Vec<_> = (0..5)
         .map(|pod| volume(&bao, &format!("pod-{pod}"), "web"))
         .collect();
@@ -168,8 +172,17 @@ async fn after_a_restart_leases_are_made_anew_once_before_their_end() {
     while given.elapsed() < LEASE {
         for volume in &volumes {
             node.kubelet.publish(volume).await.unwrap();
-            let user = String::from_utf8(node.read(volume, "user")).unwrap();
-            let seen = users.seen();
+            let generation =
+                || std::fs::read_link(node.kubelet.target(volume).join("..data")).unwrap();
+            // It may change between two files.
+            let (user, pass, seen) = loop {
+                let before = generation();
+                let user = String::from_utf8(node.read(volume, "user")).unwrap();
+                let read = (user, node.read(volume, "pass"), users.seen());
+                if generation() == before {
+                    break read;
+                }
+            };
             let mut of_it = seen
                 .iter()
                 .filter(|seen| seen.path == format!("/api/users/{user}"));
@@ -177,10 +190,11 @@ async fn after_a_restart_leases_are_made_anew_once_before_their_end() {
             assert_eq!(last.method, "PUT", "the user that a pod has is alive");
             let made: serde_json::Value = serde_json::from_slice(&last.body).unwrap();
             let password = made["password"].as_str().unwrap();
-            assert_eq!(password.as_bytes(), node.read(volume, "pass"));
+            assert_eq!(password.as_bytes(), pass);
         }
+        let counts = made_and_ended(&users);
         if given.elapsed() < LEASE / 2 {
-            assert_eq!(made_and_ended(&users), (5, 0), "no burst at the start");
+            assert_eq!(counts, (5, 0), "no burst at the start");
         }
         // The republishes of a kubelet in a hurry.
         tokio::time::sleep(Duration::from_millis(500)).await;

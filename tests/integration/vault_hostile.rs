@@ -61,7 +61,7 @@ async fn rule_s7_no_token_leaves_for_a_place_where_no_store_is() {
     // Only the default store is named: otherwise every https address may be used, but these.
     let default = format!("--vault-addr={}", bao.url());
     let node = Node::start_with(&[&default, "--vault-mount=jwt"]).await;
-    class(&node, "good", "web", "", &[GOOD]);
+    class(&node, "good", "web", "", &[GOOD]).await;
     for (name, address, says) in [
         ("loopback", format!("https://127.0.0.1:{port}"), "loopback"),
         ("short", format!("https://127.1:{port}"), "loopback"),
@@ -87,7 +87,7 @@ async fn rule_s7_no_token_leaves_for_a_place_where_no_store_is() {
         let spec = format!(
             "provider: vault\nparameters: {{roleName: web, vaultAddress: '{address}', objects: '- {{{GOOD}}}'}}"
         );
-        node.folders.class(name, &spec);
+        node.class(name, &spec).await;
         refused(&node, &bao, name, "InvalidClass", says).await;
     }
     assert_eq!(callers.load(Ordering::SeqCst), 0, "nobody was called");
@@ -124,7 +124,7 @@ async fn rule_s8_and_s10_a_hostile_class_or_store_gets_a_clear_error_and_the_dri
     .await;
     let also = format!("--vault-address={}", evil.url());
     let node = node_with(&bao.url(), &[&also]).await;
-    class(&node, "good", "web", "", &[GOOD]);
+    class(&node, "good", "web", "", &[GOOD]).await;
     let post = |path: &str| format!("objectName: a, secretPath: {path}, method: POST");
     for (name, object, reason, says) in [
         (
@@ -170,7 +170,7 @@ async fn rule_s8_and_s10_a_hostile_class_or_store_gets_a_clear_error_and_the_dri
             "secretPath",
         ),
     ] {
-        class(&node, name, "web", "", &[&object]);
+        class(&node, name, "web", "", &[&object]).await;
         refused(&node, &bao, name, reason, says).await;
     }
     let before = memory(&node);
@@ -186,7 +186,7 @@ async fn rule_s8_and_s10_a_hostile_class_or_store_gets_a_clear_error_and_the_dri
             "provider: vault\nparameters: {{roleName: web, vaultAddress: '{}', objects: '- {{objectName: a, secretPath: kv/{name}, secretKey: value}}'}}",
             evil.url()
         );
-        node.folders.class(name, &spec);
+        node.class(name, &spec).await;
         refused(&node, &bao, name, reason, says).await;
     }
     let grown = memory(&node).saturating_sub(before);

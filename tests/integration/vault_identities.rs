@@ -37,10 +37,10 @@ async fn rule_c1_two_service_accounts_never_share_a_byte() {
     let counted = bao.counted().await;
     let node = node_with(&counted.url(), &[]).await;
     let own = "objectName: own, secretPath: secret/data/web, secretKey: value";
-    class(&node, "web", "web", "", &[COMMON]);
-    class(&node, "batch", "batch", "", &[COMMON]);
-    class(&node, "own-of-web", "web", "", &[own]);
-    class(&node, "own-as-batch", "batch", "", &[own]);
+    class(&node, "web", "web", "", &[COMMON]).await;
+    class(&node, "batch", "batch", "", &[COMMON]).await;
+    class(&node, "own-of-web", "web", "", &[own]).await;
+    class(&node, "own-as-batch", "batch", "", &[own]).await;
 
     for pod in 0..3 {
         for account in ["web", "batch"] {
@@ -87,8 +87,8 @@ async fn a_role_bound_to_a_pod_claim_gives_each_pod_its_own_with_sharing_pod() {
     role_for(&bao, "bound", "web", bound).await;
     let node = node_with(&bao.url(), &[]).await;
     let pod = "objectName: pod, secretPath: auth/token/lookup-self, secretKeyPointer: /meta/pod";
-    class(&node, "own", "bound", "sharing: Pod", &[COMMON, pod]);
-    class(&node, "shared", "bound", "", &[pod]);
+    class(&node, "own", "bound", "sharing: Pod", &[COMMON, pod]).await;
+    class(&node, "shared", "bound", "", &[pod]).await;
 
     let volumes = ["bound-a", "bound-b"].map(|name| of_class(volume(&bao, name, "web"), "own"));
     for volume in &volumes {
@@ -119,7 +119,7 @@ async fn policy_taken_away_denies_the_next_new_pod_and_takes_nothing_from_runnin
     policy(&bao, "web", &["secret/data/common"]).await;
     role_for(&bao, "web", "web", json!({"token_policies": "web"})).await;
     let node = node_with(&bao.url(), &[]).await;
-    class(&node, "bao", "web", "refresh: {strategy: Get}", &[COMMON]);
+    class(&node, "bao", "web", "refresh: {strategy: Get}", &[COMMON]).await;
     let running = volume(&bao, "running", "web");
     node.kubelet.publish(&running).await.unwrap();
     policy(&bao, "web", &["secret/data/nothing"]).await;

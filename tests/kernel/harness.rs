@@ -19,7 +19,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 use tempfile::TempDir;
 
-/// How long a replaced generation stays (DESIGN.md §1.4).
+/// How long a replaced generation stays (ARCHITECTURE.md, invariant 2).
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
 
 /// Set for a test that runs again in a process of its own.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use coffer::volume::{Outcome, TargetPath};
 use rustix::fs::Timespec;
@@ -66,30 +66,32 @@ fn a_leftover_is_known_by_its_name_whatever_the_clock_said_when_it_was_made() {
 fn a_replaced_generation_stays_for_its_second_and_goes_then() {
     let node = Node::new();
     let [one, two, three] = ["one", "two", "three"].map(|text| payload([("file", text)]));
-    let target = node.mounted("pod", &one);
-    let rotated = node.volumes.rotate(&target, &two, &record("two"));
-    assert_eq!(
-        rotated.unwrap(),
-        Outcome::Rotated,
-        "the first switch has nothing to wait for"
-    );
-
-    // A burst: nothing of it is written, and the replaced one is still there.
-    let held = internal_names(&target);
-    let mut last = GRACE;
-    for _ in 0..3 {
-        for outcome in [
-            node.volumes.sweep(&target).unwrap(),
-            node.volumes
-                .rotate(&target, &three, &record("three"))
-                .unwrap(),
-        ] {
-            let Outcome::TooSoon(wait) = outcome else {
-                panic!("{outcome:?}");
-            };
-            assert!(wait <= last && !wait.is_zero(), "{wait:?} after {last:?}");
-            last = wait;
+    let (target, held, burst) = within_the_grace(|pod| {
+        let target = node.mounted(pod, &one);
+        let rotated = node.volumes.rotate(&target, &two, &record("two"));
+        assert_eq!(
+            rotated.unwrap(),
+            Outcome::Rotated,
+            "the first switch has nothing to wait for"
+        );
+        let held = internal_names(&target);
+        let mut burst = Vec::new();
+        for _ in 0..3 {
+            burst.push(node.volumes.sweep(&target).unwrap());
+            let rotated = node.volumes.rotate(&target, &three, &record("three"));
+            burst.push(rotated.unwrap());
         }
+        (target, held, burst)
+    });
+
+    // Nothing of the burst is written, and the replaced one is still there.
+    let mut last = GRACE;
+    for outcome in burst {
+        let Outcome::TooSoon(wait) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert!(wait <= last && !wait.is_zero(), "{wait:?} after {last:?}");
+        last = wait;
     }
     assert_eq!(internal_names(&target), held);
     assert!(generations(&target).contains(&wanted(&one)));
@@ -117,10 +119,14 @@ fn a_replaced_generation_stays_for_its_second_and_goes_then() {
 fn the_grace_is_a_second_of_real_time() {
     // The one test that waits it out: all others move the time of the switch instead.
     let node = Node::new();
-    let target = node.mounted("pod", &payload([("file", "one")]));
     let next = payload([("file", "two")]);
-    node.volumes.rotate(&target, &next, &record("two")).unwrap();
-    let Outcome::TooSoon(wait) = node.volumes.sweep(&target).unwrap() else {
+    let (target, swept) = within_the_grace(|pod| {
+        let target = node.mounted(pod, &payload([("file", "one")]));
+        node.volumes.rotate(&target, &next, &record("two")).unwrap();
+        let swept = node.volumes.sweep(&target).unwrap();
+        (target, swept)
+    });
+    let Outcome::TooSoon(wait) = swept else {
         panic!("nothing to wait for");
     };
     std::thread::sleep(wait);
@@ -132,44 +138,61 @@ fn the_grace_is_a_second_of_real_time() {
 fn rule_r8_a_clock_that_was_set_back_holds_a_rotation_up_for_a_second_and_no_longer() {
     let node = Node::new();
     let [one, two, three] = ["one", "two", "three"].map(|text| payload([("file", text)]));
-    let target = node.mounted("pod", &one);
-    for (waits_for, next) in [("a sweep", None), ("a rotation", Some(&three))] {
-        let before = next.map_or(&two, |_| &one);
-        grace_passes(&target);
-        node.volumes
-            .rotate(&target, before, &record("before"))
-            .unwrap();
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap();
-        set_switched(
-            &target,
-            Timespec {
-                tv_sec: now.as_secs() as i64 + 24 * 60 * 60,
-                tv_nsec: 0,
-            },
-        );
-        let go = || match next {
-            None => node.volumes.sweep(&target).unwrap(),
-            Some(next) => node.volumes.rotate(&target, next, &record("next")).unwrap(),
+    for (waits_for, next) in [("sweep", None), ("rotation", Some(&three))] {
+        let go = |target: &TargetPath| match next {
+            None => node.volumes.sweep(target).unwrap(),
+            Some(next) => node.volumes.rotate(target, next, &record("next")).unwrap(),
         };
-        // Nobody knows how long ago the switch was, so its second begins now.
-        let Outcome::TooSoon(wait) = go() else {
-            panic!("{waits_for} did not wait");
-        };
-        assert!(wait <= GRACE, "{wait:?}");
-        assert!(matches!(go(), Outcome::TooSoon(_)));
-        assert_eq!(visible(&target), wanted(before));
+        // Nobody knows how long ago the switch was, so its second begins with the first look.
+        let (target, looks) = within_the_grace(|pod| {
+            let target = node.mounted(&format!("{waits_for}-{pod}"), &one);
+            node.volumes
+                .rotate(&target, &two, &record("before"))
+                .unwrap();
+            let now = SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap();
+            set_switched(
+                &target,
+                Timespec {
+                    tv_sec: now.as_secs() as i64 + 24 * 60 * 60,
+                    tv_nsec: 0,
+                },
+            );
+            let looks = [go(&target), go(&target)];
+            (target, looks)
+        });
+        for look in looks {
+            let Outcome::TooSoon(wait) = look else {
+                panic!("a {waits_for} did not wait");
+            };
+            assert!(wait <= GRACE, "{wait:?}");
+        }
+        assert_eq!(visible(&target), wanted(&two));
         assert_eq!(internal_names(&target).len(), 3);
         grace_passes(&target);
         assert_eq!(
-            go(),
+            go(&target),
             Outcome::Rotated,
-            "{waits_for}, at {:?}",
+            "a {waits_for}, at {:?}",
             switched(&target)
         );
+        assert_eq!(visible(&target), wanted(next.unwrap_or(&two)));
     }
-    assert_eq!(visible(&target), wanted(&three));
+}
+
+/// Gives what was done with a volume of a pod, once that took less than the grace, which is real time: on a busy
+/// machine it is done again, with another pod.
+fn within_the_grace<T>(mut done: impl FnMut(&str) -> T) -> T {
+    for attempt in 0..20 {
+        let start = Instant::now();
+        let outcome = done(&format!("pod-{attempt}"));
+        // The clock of files is a little behind.
+        if start.elapsed() < GRACE - Duration::from_millis(100) {
+            return outcome;
+        }
+    }
+    panic!("nothing is done within {GRACE:?} here");
 }
 
 #[test]

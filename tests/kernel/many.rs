@@ -59,9 +59,11 @@ fn a_look_at_one_volume_does_not_get_slower_with_their_number() {
         target
     };
     let first = mount(0);
-    let alone = median_of_a_look(&node, &first);
+    // The best of three: on a busy machine the others say little.
+    let look = || (0..3).map(|_| median_of_a_look(&node, &first)).min();
+    let alone = look().unwrap();
     let others: Vec<_> = (1..1000).map(mount).collect();
-    let among_many = median_of_a_look(&node, &first);
+    let among_many = look().unwrap();
     println!("  a look takes {alone:?}, and {among_many:?} among 1000 volumes");
     assert!(
         among_many < 3 * alone,
@@ -75,7 +77,7 @@ fn a_look_at_one_volume_does_not_get_slower_with_their_number() {
     assert!(mounts_below(node.folder()).is_empty());
 }
 
-/// The budget is twice the time (security-and-reliability.md §5). What is asserted is the cause, since
+/// The budget is twice the time. What is asserted is the cause, since
 /// that does not depend on how busy a machine is: a publish makes the same calls, and none of them takes
 /// much longer.
 #[test]
@@ -114,6 +116,8 @@ fn a_publish_costs_the_same_among_1000_volumes_and_20000_foreign_mounts() {
         took.sort();
         (took[took.len() / 2], took[took.len() * 99 / 100])
     };
+    // As of a look.
+    let times = || (0..3).map(|_| times()).min().unwrap();
     let (calls_alone, alone) = (calls(), times());
     let full = Instant::now();
     for number in 0..1000 {

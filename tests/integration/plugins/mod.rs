@@ -32,6 +32,10 @@ async fn node(flags: &[&str]) -> Node {
 const CLASS: &str =
     "provider: mock\nparameters: {objects: 'a <b>', region: north}\nrefresh: {interval: 10s}";
 
+/// The same that nobody looks at by themselves in the time of a test.
+const RARE: &str =
+    "provider: mock\nparameters: {objects: 'a <b>', region: north}\nrefresh: {interval: 1h}";
+
 fn sockets(node: &Node) -> PathBuf {
     node.folders.at("providers")
 }
@@ -160,6 +164,7 @@ async fn a_plugin_is_mounted_rotated_and_restarted() {
 #[ignore = "needs a mount namespace: cargo xtask test"]
 async fn a_pod_has_answers_of_its_own_unless_the_class_shares_them() {
     let (node, plugin) = node_and_plugin(&[]).await;
+    node.class("shop", RARE).await;
     for name in ["a", "b"] {
         node.kubelet.publish(&volume(name)).await.unwrap();
     }
@@ -168,8 +173,8 @@ async fn a_pod_has_answers_of_its_own_unless_the_class_shares_them() {
         let volume = PodVolume::of_class(pod(name), "shared");
         node.kubelet.publish(&volume).await
     };
-    let class = format!("{CLASS}\nsharing: ServiceAccount");
-    node.folders.class("shared", &class);
+    let class = format!("{RARE}\nsharing: ServiceAccount");
+    node.class("shared", &class).await;
     shared("c").await.unwrap();
     let before = plugin.mounts().len();
     shared("d").await.unwrap();
@@ -194,7 +199,7 @@ async fn rule_d4_a_plugin_gets_the_tokens_of_its_own_audiences() {
     ])
     .await;
     let vault = Plugin::start(&sockets(&node), "vault").await;
-    node.folders.class("vault", "provider: vault");
+    node.class("vault", "provider: vault").await;
     let mut at_mock = volume("a");
     bring_tokens(&mut at_mock, &["vault", "sts", "a.goog", ""]);
     node.kubelet.publish(&at_mock).await.unwrap();

@@ -180,7 +180,7 @@ async fn rule_g5_what_no_volume_may_hold_is_refused_and_nothing_stays() {
 async fn rule_g5_what_is_written_too_late_lands_nowhere() {
     let (node, plugin) = node_and_plugin(&["--legacy-plugin-writes=mock"]).await;
     plugin.behave(json!({"hang": true, "late": true, "write": [["password", "late", 0o600]]}));
-    let status = publish_within(&node, &volume("a"), Duration::from_secs(3)).await;
+    let status = publish_within(&node, &volume("a"), Duration::from_secs(10)).await;
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
     eventually("it has tried", || !plugin.calls("Late").is_empty()).await;
     assert_eq!(plugin.calls("Late")[0]["failed"], true);

@@ -92,6 +92,10 @@ impl Node {
         Ok(())
     }
 
+    pub(crate) fn has_kubelet(&self) -> bool {
+        self.kubelet.is_some()
+    }
+
     /// Stops the kubelet; containers run on. Without one running, nothing happens.
     pub(crate) fn stop_kubelet(&mut self) -> Result<()> {
         self.kubelet
@@ -273,6 +277,8 @@ clusterDNS: ["{address}"]
 volumePluginDir: {root}/volume-plugins
 # A republish every 5 to 7.5 seconds instead of every 60 to 90.
 syncFrequency: 5s
+# Stories look for lines of the driver, and `kubectl logs` reads the last file alone.
+containerLogMaxSize: 200Mi
 # A nearly full disk of a developer is no reason to evict.
 evictionHard: {{memory.available: 50Mi, nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%"}}
 imageGCHighThresholdPercent: 100

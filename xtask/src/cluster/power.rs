@@ -59,6 +59,14 @@ impl Cluster {
         })
     }
 
+    /// Starts the kubelet where a story that failed has left the node without one.
+    pub(crate) fn start_missing_kubelet(&self) -> Result<()> {
+        match self.with_node(|node| Ok(node.has_kubelet()))? {
+            true => Ok(()),
+            false => self.start_kubelet(),
+        }
+    }
+
     /// Stops the kubelet. The containers run on.
     pub(crate) fn stop_kubelet(&self) -> Result<()> {
         self.with_node(Node::stop_kubelet)
@@ -73,6 +81,12 @@ impl Cluster {
     /// Cuts the node's power and starts it again: containers are dead, mounts and `/run` are gone, the folders of
     /// the pods' volumes and the images are still there. Waits for the node, not for its pods.
     pub(crate) fn reboot_node(&self) -> Result<()> {
+        self.reboot_without_kubelet()?;
+        self.start_kubelet()
+    }
+
+    /// The same up to the kubelet, which has yet to be started: nobody has tidied up so far.
+    pub(crate) fn reboot_without_kubelet(&self) -> Result<()> {
         let node = self.running().node.take().context("the node is off")?;
         node.cut_power(&self.state)?;
         self.running().node = Some(Node::start(&self.parts, &self.state, &self.remains)?);
@@ -85,8 +99,7 @@ impl Cluster {
                     .arg("version"),
             )
             .map(|_| true)
-        })?;
-        self.start_kubelet()
+        })
     }
 
     fn with_node<T>(&self, ask: impl FnOnce(&mut Node) -> Result<T>) -> Result<T> {

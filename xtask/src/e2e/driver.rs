@@ -374,6 +374,18 @@ spec:
     }
 }
 
+/// What the kubelet has told of failed mounts of the pod's volume `secrets`, each with how often. Of other volumes it
+/// tells, too: that of its token has to wait for the namespace's ConfigMap, for one.
+pub(super) fn failed_mounts(namespace: &Namespace<'_>, pod: &str) -> Result<String> {
+    let of_pod = format!("--field-selector=involvedObject.name={pod},reason=FailedMount");
+    let told = r#"-o=jsonpath={range .items[*]}{.count} {.message}{"\n"}{end}"#;
+    let told = namespace.kubectl(&["get", "events", &of_pod, told])?;
+    let of_ours = told
+        .lines()
+        .filter(|line| line.contains(r#"volume "secrets""#));
+    Ok(of_ours.collect::<Vec<_>>().join("\n"))
+}
+
 fn pod_uid(namespace: &Namespace<'_>, pod: &str) -> Result<String> {
     namespace.kubectl(&["get", "pod", pod, "-o=jsonpath={.metadata.uid}"])
 }

@@ -275,6 +275,10 @@ fn tell<T>(
     tally.tell(title, begun, outcome);
     if let Some(diagnosis) = diagnosis {
         println!("{diagnosis}");
+        // The next story has nothing to do with it.
+        if let Err(error) = cluster.start_missing_kubelet() {
+            println!("{error:#}");
+        }
     }
     ending
 }

@@ -14,6 +14,9 @@ use crate::cluster::{BUSYBOX, Cluster};
 const PODS: usize = 4;
 const VOLUMES: usize = 25;
 
+/// How long the API server may take to finish with the namespaces of earlier stories.
+const ALONE: Duration = Duration::from_secs(180);
+
 const MEANWHILE: Duration = Duration::from_secs(120);
 
 pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
@@ -35,10 +38,14 @@ spec: {provider: file, refresh: {strategy: Cache, interval: 10s}}
     for pod in 0..PODS {
         namespace.wait_for_pod(&format!("web-{pod}"), SOON)?;
     }
-    // And those of earlier stories, which the API server deletes in its own time, are gone.
-    cluster.wait_until("each volume has its status", SOON, || {
-        let names = cluster.kubectl(&["get", "spcps", "--all-namespaces", "--output=name"])?;
-        Ok(names.lines().count() == PODS * VOLUMES)
+    // And what earlier stories had, which the API server deletes in its own time, is gone.
+    cluster.wait_until("each volume has its status, and alone", ALONE, || {
+        let ending = r#"-o=jsonpath={.items[?(@.status.phase=="Terminating")].metadata.name}"#;
+        let ending = cluster.kubectl(&["get", "namespaces", ending])?;
+        let own = namespace.kubectl(&["get", "spcps", "--output=name"])?;
+        let all = cluster.kubectl(&["get", "spcps", "--all-namespaces", "--output=name"])?;
+        let counts = [own, all].map(|names| names.lines().count());
+        Ok(ending.is_empty() && counts == [PODS * VOLUMES; 2])
     })?;
 
     let (writes, events) = (writes(cluster)?, our_events(cluster)?);

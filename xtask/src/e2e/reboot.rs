@@ -24,12 +24,13 @@ pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
     cluster.stop_kubelet()?;
     namespace.kubectl(&["delete", "pod", "goes", "--force", "--grace-period=0"])?;
     driver.store(&namespace, "password", "second")?;
-    cluster.reboot_node()?;
+    cluster.reboot_without_kubelet()?;
     let left = cluster.on_node(&["sh", "-c", r#"ls -A "$0""#, &goes.target]);
     ensure!(
         left.is_ok_and(|left| left.is_empty()),
         "what the story is about, a folder with nothing on it, is not there"
     );
+    cluster.start_kubelet()?;
 
     driver.wait_until_restarted(&before)?;
     goes.wait_until_gone()?;

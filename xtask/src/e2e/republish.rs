@@ -4,9 +4,8 @@
 use anyhow::{Result, ensure};
 
 use super::SOON;
-use super::driver::Driver;
+use super::driver::{Driver, failed_mounts};
 use super::manifests::{class, reader};
-use crate::cluster::Namespace;
 
 pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
     let namespace = driver.namespace("republish")?;
@@ -16,6 +15,7 @@ pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
     namespace.wait_for_pod("reader", SOON)?;
     let volume = driver.volume(&namespace, "reader", "secrets")?;
     let (mount, generation) = (volume.mount_id()?, volume.generation()?);
+    let failed = failed_mounts(&namespace, "reader")?;
 
     let patch = |patch: &str| {
         let name = "secretproviderclass/shop";
@@ -55,20 +55,12 @@ pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
         );
         ensure!(namespace.exec("reader", &["cat", "/secrets/password"])? == "first");
     }
-    ensure!(
-        failures(&namespace)?.is_empty(),
-        "{}",
-        failures(&namespace)?
-    );
+    let now = failed_mounts(&namespace, "reader")?;
+    ensure!(now == failed, "{now}");
 
     namespace.apply(&class("shop", &["password"]))?;
     driver.store(&namespace, "password", "second")?;
     driver.wait_for_value(&namespace, "reader", "/secrets/password", "second")?;
     namespace.delete_pod("reader")?;
     volume.wait_until_gone()
-}
-
-fn failures(namespace: &Namespace<'_>) -> Result<String> {
-    let failed = "--field-selector=involvedObject.name=reader,reason=FailedMount";
-    namespace.kubectl(&["get", "events", failed, "-o=jsonpath={.items[*].message}"])
 }

@@ -10,6 +10,19 @@ use super::manifests::{class, reader};
 const TAINT: &str = "secrets-store.csi.k8s.io/agent-not-ready";
 
 pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
+    let told = tell(driver);
+    // However it went, the next story gets the node and the driver as they were.
+    let (cluster, node) = (driver.cluster(), driver.cluster().node_name());
+    for taint in [TAINT, "story"] {
+        // Those that are gone are an error.
+        let _ = cluster.kubectl(&["taint", "node", &node, &format!("{taint}-")]);
+    }
+    let ready = driver.wait_until_ready();
+    let undone = ready.and_then(|()| driver.set("linux.removeStartupTaint=false"));
+    told.and(undone)
+}
+
+fn tell(driver: &Driver<'_>) -> Result<()> {
     let cluster = driver.cluster();
     let node = cluster.node_name();
     let namespace = driver.namespace("startup-taint")?;
@@ -31,7 +44,6 @@ pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
     let taints = "-o=jsonpath={.spec.taints[*].key}";
     let taints = cluster.kubectl(&["get", "node", &node, taints])?;
     ensure!(taints == "story", "the taints are {taints:?}");
-    cluster.kubectl(&["taint", "node", &node, "story-"])?;
 
     // As the driver, and from no node: nothing of it may change.
     for patch in [
@@ -45,6 +57,5 @@ pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
         let refused = refused.unwrap_or_default();
         ensure!(refused.contains("the driver may"), "{patch}: {refused:?}");
     }
-    driver.set("linux.removeStartupTaint=false")?;
     namespace.delete_pod("reader")
 }

@@ -20,7 +20,12 @@ pub(super) fn run(driver: &Driver<'_>) -> Result<()> {
     namespace.wait_for_pod("web", SOON)?;
     let password = "/secrets/password";
     ensure!(namespace.exec("web", &["cat", password])? == "correct-horse");
-    ensure!(store.tokens()? == before + 1, "one login for the account");
+    // A kubelet that asks once more before the first answer may cost another one.
+    let tokens = store.tokens()?;
+    ensure!(
+        (before + 1..=before + 2).contains(&tokens),
+        "{before} tokens have become {tokens} by one account"
+    );
 
     store.write("battery-staple")?;
     driver.wait_for_value(&namespace, "web", password, "battery-staple")?;

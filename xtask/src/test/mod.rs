@@ -274,7 +274,7 @@ fn watch(mut command: Command) -> (Report, Result<()>) {
             let _ = ended.send(());
         });
         let status = child.wait()?;
-        if end.recv_timeout(Duration::from_secs(10)).is_err() {
+        if end.recv_timeout(Duration::from_secs(60)).is_err() {
             bail!("a test left a process behind, which still holds the tests' output");
         }
         ensure!(status.success(), "{status}");

@@ -118,7 +118,7 @@ async fn aws_r1_to_r4_every_kind_of_outage_leads_to_the_second_region() {
     let regions = Regions::start().await;
     regions.fill().await;
     let in_time = Settings {
-        timeout: Duration::from_secs(3),
+        timeout: Duration::from_secs(10),
         ..regions.settings()
     };
     let source = source(&provider(in_time), BOTH, &STANDBY);
@@ -284,7 +284,7 @@ async fn rule_s3_s4_s10_a_store_out_of_order_is_asked_once_and_told_truly() {
     let regions = Regions::start().await;
     regions.moto.server.secret(WEST, "db", "x").await;
     let in_time = Settings {
-        timeout: Duration::from_millis(500),
+        timeout: Duration::from_secs(10),
         ..regions.settings()
     };
     let source = source(&provider(in_time), SECRET, &[]);

@@ -46,8 +46,7 @@ async fn moto_with_agents(ipv4: &str, ipv6: &str) -> (Moto, Settings) {
 
 /// An address at which nobody listens.
 fn nobody() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+    format!("127.0.0.1:{}", crate::servers::free_port())
 }
 
 #[tokio::test]

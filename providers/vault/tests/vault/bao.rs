@@ -2,10 +2,10 @@
 //! a storage that outlives it.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::rand::SystemRandom;
@@ -326,8 +326,14 @@ fn binary() -> PathBuf {
 
 /// Its cluster port is the one after its own, so each test has a loopback address for itself.
 fn free_address() -> SocketAddr {
-    static NEXT: AtomicU8 = AtomicU8::new(1);
-    let [_, _, high, low] = std::process::id().to_be_bytes();
-    let address = Ipv4Addr::new(127, high.max(1), low, NEXT.fetch_add(1, Ordering::Relaxed));
-    SocketAddr::from((address, 8200))
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    loop {
+        let next = (std::process::id() << 8).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let [_, high, middle, low] = next.to_be_bytes();
+        let ip = Ipv4Addr::new(127, high.max(1), middle, low);
+        let free = |port| TcpListener::bind((ip, port)).is_ok();
+        if free(8200) && free(8201) {
+            return SocketAddr::from((ip, 8200));
+        }
+    }
 }

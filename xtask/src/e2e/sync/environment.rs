@@ -31,9 +31,11 @@ pub(in super::super) fn run(driver: &Driver<'_>) -> Result<()> {
         ensure!(namespace.kubectl(&["get", "pod", &pod, restarts])? == "0");
         let failed = events(&namespace, &pod, "Failed")?;
         ensure!(failed <= 1, "{pod} was tried {failed} times in vain");
+        // The kubelet may know it a moment after the API server.
+        let missed = events(&namespace, &pod, "FailedToRetrieveImagePullSecret")?;
         ensure!(
-            events(&namespace, &pod, "FailedToRetrieveImagePullSecret")? == 0,
-            "the pull secret was not there in time for {pod}"
+            missed <= 1,
+            "{pod} had no pull secret in time, {missed} times"
         );
         namespace.delete_pod(&pod)?;
     }
