@@ -74,6 +74,23 @@ impl Identity {
         }
     }
 
+    /// A pod that has gone, to give back what the store gave this identity: with nothing that proves who it
+    /// was, since the store's own token does that.
+    #[must_use]
+    pub fn departed(&self, mut pod: Pod) -> Caller {
+        if let Some((name, uid)) = self.account.clone() {
+            pod.service_account = ServiceAccount { name, uid };
+        }
+        Caller {
+            pod,
+            token: None,
+            further_tokens: BTreeMap::new(),
+            sharing: self.login_sharing(),
+            secrets: BTreeMap::new(),
+            forwarded: Forwarded::default(),
+        }
+    }
+
     /// Whether this is still what the store would know `caller` as.
     #[must_use]
     pub fn admits(&self, caller: &Caller) -> bool {

@@ -20,6 +20,11 @@ pub(crate) struct Call {
 }
 
 impl Call {
+    /// What a policy tells it from others by.
+    pub(crate) fn name(&self) -> String {
+        format!("{:?} {}", self.method, self.path)
+    }
+
     /// Whatever a class asks for. `csr` is the certificate request for a key that was made here.
     pub(crate) fn read(request: &Request, csr: Option<&str>) -> Result<Self, ClientError> {
         #[derive(Serialize)]
@@ -51,6 +56,16 @@ impl Call {
         Self {
             method: RequestMethod::GET,
             path: format!("sys/internal/ui/mounts/{path}"),
+            query: None,
+            body: None,
+        }
+    }
+
+    /// What KV v2 says of a secret besides its values.
+    pub(crate) fn metadata(mount: &str, below: &str) -> Self {
+        Self {
+            method: RequestMethod::GET,
+            path: format!("{mount}/metadata/{below}"),
             query: None,
             body: None,
         }

@@ -71,6 +71,12 @@ pub(crate) fn login(path: &str, role: &str, audience: &str, reply: &Reply) -> Pr
     }
 }
 
+/// A look-up of the store's own token that was answered with neither yes nor no.
+pub(crate) fn look_up(reply: &Reply) -> ProviderError {
+    let body = Object::parse(&reply.body).unwrap_or_default();
+    common("auth/token/lookup-self", reply, &words(&body))
+}
+
 /// A request for events that was not answered with them.
 pub(crate) fn no_events(status: StatusCode) -> ProviderError {
     let kind = match status.as_u16() {

@@ -1,11 +1,10 @@
 //! Changes that a store tells by itself: the events of Vault Enterprise, over one WebSocket for each login
 //! and namespace, however many volumes follow it. Some may get lost, so they only say "look again".
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use coffer_provider::{Caller, Changes, ErrorKind, ProviderError};
+use coffer_provider::{Caller, Changes, ErrorKind, ProviderError, ServiceAccountToken};
 use futures_util::{SinkExt as _, StreamExt as _, stream};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -20,11 +19,19 @@ use tracing::debug;
 
 use crate::answer::Object;
 use crate::calls::Call;
-use crate::login::Login;
+use crate::login::{Denial, Login};
+use crate::token::StoreToken;
 
 /// So many connections in a row may fail, or last for less than a minute.
 const TRIES: u32 = 5;
 const LASTING: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// A store that did not let somebody follow may do so later, with another token or another policy.
+const LEFT_ALONE: Duration = Duration::from_secs(600);
+
+/// One that knows no events may be replaced by another one some day.
+const NO_EVENTS: Duration = Duration::from_secs(24 * 3600);
 
 /// A connection on which nothing comes for so long is asked for a sign of life, and given up after as long again.
 const QUIET: Duration = Duration::from_secs(30);
@@ -49,6 +56,8 @@ enum Told {
 /// The events of one namespace, for as long as somebody follows them.
 pub(crate) struct Feed {
     told: broadcast::Sender<Told>,
+    /// The last one who followed: the token that the first one brought does not live as long as this.
+    caller: Arc<Mutex<Caller>>,
     task: JoinHandle<()>,
 }
 
@@ -56,14 +65,30 @@ impl Feed {
     pub(crate) fn start(login: Arc<Login>, namespace: String, caller: Caller) -> Self {
         let (told, _) = broadcast::channel(BEHIND);
         let telling = told.clone();
+        let caller = Arc::new(Mutex::new(caller));
+        let newest = caller.clone();
         let task = tokio::spawn(async move {
-            follow(&login, &namespace, &caller, &telling).await;
+            let left_alone = follow(&login, &namespace, &newest, &telling).await;
             // First, so that whoever subscribes too late to hear of it sees it.
-            login.tells_nothing.store(true, Ordering::SeqCst);
+            login.remember_that_it_tells_nothing(left_alone);
             // Nobody may be left.
             let _ = telling.send(Told::Ended);
         });
-        Self { told, task }
+        Self { told, caller, task }
+    }
+
+    /// Somebody else follows, with a token that may be newer.
+    pub(crate) fn bring(&self, caller: &Caller) {
+        let expires = |caller: &Caller| caller.token.as_ref().map(ServiceAccountToken::expires);
+        let mut present = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
+        if expires(caller) > expires(&present) {
+            *present = caller.clone();
+        }
+    }
+
+    /// Whether it has told that it ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.task.is_finished()
     }
 }
 
@@ -82,7 +107,7 @@ pub(crate) fn changes(
 ) -> Option<Changes> {
     let feed = login.feed(namespace, caller);
     let told = feed.told.subscribe();
-    if login.tells_nothing.load(Ordering::SeqCst) {
+    if login.tells_nothing() {
         return None;
     }
     let following = (feed, told, paths);
@@ -102,12 +127,21 @@ pub(crate) fn changes(
     )))
 }
 
-/// Tells until the store cannot.
-async fn follow(login: &Login, namespace: &str, caller: &Caller, told: &broadcast::Sender<Told>) {
+/// Tells until the store cannot. Gives for how long it is not asked again.
+async fn follow(
+    login: &Arc<Login>,
+    namespace: &str,
+    caller: &Mutex<Caller>,
+    told: &broadcast::Sender<Told>,
+) -> Duration {
     let mut failures = 0;
     while failures < TRIES {
         let begun = Instant::now();
-        match connect(login, namespace, caller).await {
+        let newest = caller
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        match connect(login, namespace, &newest).await {
             Ok(socket) => {
                 // Between the last look and now nobody listened.
                 let _ = told.send(Told::Anything);
@@ -115,12 +149,13 @@ async fn follow(login: &Login, namespace: &str, caller: &Caller, told: &broadcas
             }
             Err(error) => {
                 debug!(%error, "the store's events cannot be followed");
-                let may_come = matches!(
-                    error.kind(),
-                    ErrorKind::Unavailable | ErrorKind::DeadlineExceeded
-                );
-                if !may_come {
-                    return;
+                match error.kind() {
+                    // The next pod brings another token, or somebody else logs in.
+                    ErrorKind::Unavailable
+                    | ErrorKind::DeadlineExceeded
+                    | ErrorKind::Unauthenticated => {}
+                    ErrorKind::PermissionDenied => return LEFT_ALONE,
+                    _ => return NO_EVENTS,
                 }
             }
         }
@@ -128,29 +163,44 @@ async fn follow(login: &Login, namespace: &str, caller: &Caller, told: &broadcas
             true => 1,
             false => failures + 1,
         };
-        sleep(pause(failures)).await;
+        sleep(pause(failures, LONGEST_PAUSE)).await;
     }
+    LEFT_ALONE
 }
 
-/// Half a second at first and eight at last, at least half of it: nodes that lost a store together come back apart.
-fn pause(failures: u32) -> Duration {
+/// Half a second at first, doubled with each failure, at least half of it: nodes that lost a store together come
+/// back apart.
+pub(crate) fn pause(failures: u32, longest: Duration) -> Duration {
     let mut random = [0];
     // Without randomness they come back together.
     let _ = aws_lc_rs::rand::fill(&mut random);
-    let longest = Duration::from_millis(250) * 2_u32.saturating_pow(failures.min(TRIES));
+    let longest = longest.min(Duration::from_millis(250) * 2_u32.pow(failures.min(16)));
     longest.mul_f64(0.5 + 0.5 * f64::from(random[0]) / 255.0)
 }
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-async fn connect(login: &Login, namespace: &str, caller: &Caller) -> Result<Socket, ProviderError> {
+async fn connect(
+    login: &Arc<Login>,
+    namespace: &str,
+    caller: &Caller,
+) -> Result<Socket, ProviderError> {
+    let call = Arc::new(Call::events());
+    let open = async |token: &StoreToken| {
+        let headers = token.headers(namespace);
+        login.store.connection.open(&*call, &headers).await
+    };
     let token = login.token(caller).await?;
-    let headers = token.headers(namespace);
-    let connection = login
-        .store
-        .connection
-        .open(&Call::events(), &headers)
-        .await?;
+    let connection = match open(&token).await {
+        // The store may have lost the token.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            match login.denied(&token, caller, &call, namespace).await? {
+                Denial::Policy => return Err(error),
+                Denial::Retry(another) | Denial::Answered(another, _) => open(&another).await?,
+            }
+        }
+        opened => opened?,
+    };
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_EVENT))
         .max_frame_size(Some(MAX_EVENT));

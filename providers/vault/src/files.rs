@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::answer::{self, Object as Json};
 use crate::error::unreadable;
-use crate::lease::LeaseHandle;
+use crate::lease::{LeaseHandle, Unclaimed};
 use crate::object::{Key, Object, Request, Selection};
 use crate::path::check_name;
 use crate::ssh;
@@ -29,16 +29,11 @@ pub(crate) struct Answer {
     pub(crate) private_key: Option<Zeroizing<String>>,
     /// What it was given to: a lease in it ends with that.
     pub(crate) token: Arc<StoreToken>,
+    /// The lease that came with it, for as long as nobody has it.
+    pub(crate) unclaimed: Option<Unclaimed>,
 }
 
-impl Answer {
-    /// The lease that came with it.
-    pub(crate) fn lease_id(&self) -> Option<Zeroizing<String>> {
-        lease_id(&Json::parse(&self.body)?)
-    }
-}
-
-fn lease_id(envelope: &Json<'_>) -> Option<Zeroizing<String>> {
+pub(crate) fn lease_id(envelope: &Json<'_>) -> Option<Zeroizing<String>> {
     envelope.text("lease_id").filter(|id| !id.is_empty())
 }
 

@@ -73,6 +73,15 @@ impl Reply {
         self.headers.get(INDEX).cloned()
     }
 
+    /// Whether the store says no for now only.
+    pub(crate) fn may_pass(&self) -> bool {
+        let busy = [
+            StatusCode::TOO_MANY_REQUESTS,
+            StatusCode::PRECONDITION_FAILED,
+        ];
+        self.status.is_server_error() || busy.contains(&self.status)
+    }
+
     /// Whether the login that went with the request was refused, and not the request.
     pub(crate) fn is_refused_login(&self) -> bool {
         self.headers.contains_key(INLINE_FAILED)

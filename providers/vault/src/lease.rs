@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coffer_provider::{Caller, ErrorKind, Lease, Life, ProviderError};
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use rustify::errors::ClientError;
 use tracing::debug;
 use zeroize::Zeroizing;
@@ -43,7 +43,7 @@ impl LeaseHandle {
 /// Prolongs a lease for as long as it had at first. One that gets less has met its end: it is told as
 /// not renewable, so that another one is fetched in time.
 pub(crate) async fn renew(
-    login: &Login,
+    login: &Arc<Login>,
     namespace: &str,
     caller: &Caller,
     lease: &Lease,
@@ -51,7 +51,7 @@ pub(crate) async fn renew(
     let gone = || ProviderError::new(ErrorKind::NotFound, "the lease has ended with its token");
     let handle = LeaseHandle::of(lease).ok_or_else(gone)?;
     // First the token: its end is the lease's, too.
-    let token = login.token(caller).await?;
+    let token = login.token_for(caller, handle.asked).await?;
     if token.serial != handle.token {
         return Err(gone());
     }
@@ -91,62 +91,115 @@ fn refusal(reply: &Reply) -> ProviderError {
     }
 }
 
-/// Gives leases back, to end after `grace`. What everybody may do is to renew a lease for as long as
-/// that, which the store keeps to by itself; where it cannot be renewed, only those may end it whose
-/// policy says so, and somebody has to wait until then.
+/// Gives leases back, to end after `grace`: each once, with the token that there is. Nobody logs in for it.
 pub(crate) async fn release(
     login: &Arc<Login>,
     namespace: &str,
-    caller: &Caller,
     leases: &[Lease],
     grace: Duration,
 ) {
-    let Ok(token) = login.token(caller).await else {
-        debug!("leases are left to end by themselves: there is no token to end them with");
-        return;
-    };
-    let headers = token.headers(namespace);
-    let ends = leases.iter().filter_map(LeaseHandle::of).map(|handle| {
-        let headers = &headers;
-        async move {
-            if is_done(
-                login,
-                Call::renew_lease(&handle.id, grace.as_secs().max(1)),
-                headers,
-            )
-            .await
-            {
-                return;
-            }
-            let (login, headers) = (login.clone(), headers.clone());
-            let revoke = async move {
-                tokio::time::sleep(grace).await;
-                is_done(&login, Call::revoke_lease(&handle.id), &headers).await
-            };
-            match grace.is_zero() {
-                true => drop(revoke.await),
-                false => drop(tokio::spawn(revoke)),
-            }
+    let mut ids: Vec<Zeroizing<String>> = Vec::new();
+    for handle in leases.iter().filter_map(LeaseHandle::of) {
+        if !ids.contains(&handle.id) {
+            ids.push(handle.id);
         }
-    });
+    }
+    let ends = ids
+        .into_iter()
+        .map(|id| login.returns.give(end(login, namespace, id, grace)));
     join_all(ends).await;
 }
 
-/// Ends one lease at once.
-pub(crate) async fn end(login: &Login, headers: &Headers, id: &str) {
-    if !is_done(login, Call::renew_lease(id, 1), headers).await {
-        is_done(login, Call::revoke_lease(id), headers).await;
+/// A lease that nobody knows of yet: unless it is handed over, it is given back, also where whoever asked
+/// for it gives up.
+pub(crate) struct Unclaimed {
+    login: Arc<Login>,
+    namespace: String,
+    id: Zeroizing<String>,
+    claimed: bool,
+}
+
+impl Unclaimed {
+    pub(crate) fn new(login: &Arc<Login>, namespace: &str, id: Zeroizing<String>) -> Self {
+        Self {
+            login: login.clone(),
+            namespace: namespace.to_owned(),
+            id,
+            claimed: false,
+        }
+    }
+
+    /// Somebody has it.
+    pub(crate) fn claim(mut self) {
+        self.claimed = true;
     }
 }
 
-/// Makes a call that may fail: a lease ends by itself in the end.
-async fn is_done(login: &Login, call: Result<Call, ClientError>, headers: &Headers) -> bool {
-    let Ok(call) = call else { return false };
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if !self.claimed {
+            let id = self.id.clone();
+            let end = end(&self.login, &self.namespace, id, Duration::ZERO);
+            drop(self.login.returns.start(end));
+        }
+    }
+}
+
+/// Ends a lease after `grace`. What everybody may do is to renew a lease for as long as that, which the
+/// store keeps to by itself; where it cannot be renewed, only those may end it whose policy says so, and
+/// somebody has to wait until then. `true` is that there is no more to be done.
+fn end(
+    login: &Arc<Login>,
+    namespace: &str,
+    id: Zeroizing<String>,
+    grace: Duration,
+) -> impl Fn() -> BoxFuture<'static, bool> + Send + 'static {
+    let (login, namespace) = (login.clone(), namespace.to_owned());
+    move || {
+        let (login, namespace, id) = (login.clone(), namespace.clone(), id.clone());
+        Box::pin(async move {
+            // A lease ends with its token.
+            let Some(token) = login.unended().await else {
+                return true;
+            };
+            let headers = token.headers(&namespace);
+            let renewed = Call::renew_lease(&id, grace.as_secs().max(1));
+            match said(&login, renewed, &headers).await {
+                Said::Done => return true,
+                Said::NotNow => return false,
+                Said::No => {}
+            }
+            let revoke = async move {
+                tokio::time::sleep(grace).await;
+                said(&login, Call::revoke_lease(&id), &headers).await != Said::NotNow
+            };
+            match grace.is_zero() {
+                true => revoke.await,
+                false => {
+                    tokio::spawn(revoke);
+                    true
+                }
+            }
+        })
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Said {
+    Done,
+    No,
+    NotNow,
+}
+
+async fn said(login: &Login, call: Result<Call, ClientError>, headers: &Headers) -> Said {
+    let Ok(call) = call else { return Said::No };
     match login.store.connection.call(&call, headers).await {
-        Ok(reply) => reply.status.is_success(),
+        Ok(reply) if reply.status.is_success() => Said::Done,
+        Ok(reply) if reply.may_pass() => Said::NotNow,
+        Ok(_) => Said::No,
         Err(error) => {
-            debug!(%error, "a lease is left to end by itself");
-            false
+            debug!(%error, "a lease cannot be given back now");
+            Said::NotNow
         }
     }
 }

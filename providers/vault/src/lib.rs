@@ -9,7 +9,7 @@
 //! `source.rs` asks each request once, with a `token.rs` that `login.rs` got, over `http.rs` to a place
 //! that `address.rs`, `resolver.rs` and `tls.rs` allow. `mounts.rs` knows what kind of engine answered,
 //! `answer.rs` takes the answer apart, `files.rs` and `version.rs` make files, a version and a life of it, `error.rs`
-//! sentences where there are none. `lease.rs` keeps leases alive; `pki.rs` makes keys that stay here; `events.rs`
+//! sentences where there are none. `lease.rs` keeps leases alive, and `returns.rs` gives them back; `pki.rs` makes keys that stay here; `events.rs`
 //! hears of changes.
 //!
 //! # How long an answer is good
@@ -39,7 +39,8 @@
 //! # Versions
 //!
 //! They follow the data and never are a plain hash of it, which could be guessed back. With
-//! [`Settings::version_key_file`] they are those of vault-csi-provider. Without it they are the store's own
+//! [`Settings::version_key_file`] they are those of vault-csi-provider, made of the spelling in the class, so
+//! that two spellings of one request are read apart. Without it they are the store's own
 //! words: number and time of a KV v2 version, the serial number of a certificate, a digest of the
 //! (random) id of a lease. What is left, such as KV v1, has a hash with a key that lives as long as the
 //! process: after a restart the version is another one, though the files are not.
@@ -61,6 +62,7 @@ mod parameters;
 mod path;
 mod pki;
 mod resolver;
+mod returns;
 mod settings;
 mod source;
 mod ssh;

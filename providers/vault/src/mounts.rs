@@ -2,12 +2,13 @@
 //! not tell (a KV v1 secret may have a key called `data`).
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::answer::Object;
 use crate::calls::Call;
 use crate::headers::Headers;
-use crate::http::Connection;
+use crate::http::{Connection, Reply};
 
 /// A mount can be replaced by one of another kind: it is not believed for ever.
 const BELIEVED: Duration = Duration::from_secs(3600);
@@ -22,49 +23,97 @@ pub(crate) struct Mount {
     asked: Instant,
 }
 
-/// The mounts of a store that somebody has asked for, by namespace.
+/// What a store said when it was asked for a mount.
+pub(crate) enum Told {
+    Mount(Mount),
+    /// It does not tell whoever asked.
+    No,
+    /// It could not be asked.
+    NotNow,
+}
+
+/// The mounts of a store that somebody has asked for, by namespace and the first step of their paths.
 #[derive(Default)]
-pub(crate) struct Mounts(tokio::sync::Mutex<HashMap<String, Vec<Mount>>>);
+pub(crate) struct Mounts(Mutex<HashMap<(String, String), Arc<Place>>>);
+
+#[derive(Default)]
+struct Place {
+    known: Mutex<Vec<Mount>>,
+    /// When the store could not be asked last. Held while it is: readers of one mount are one question, and
+    /// one failure.
+    failed: tokio::sync::Mutex<Option<Instant>>,
+}
 
 impl Mounts {
     /// The mount that `path` lies in, as far as the caller may know it.
-    pub(crate) async fn of(
-        &self,
-        connection: &Connection,
-        headers: &Headers,
-        path: &str,
-    ) -> Option<Mount> {
-        // Held while the store is asked: two readers of one mount are one question.
-        let mut known = self.0.lock().await;
-        let mounts = known.entry(headers.namespace.clone()).or_default();
-        mounts.retain(|mount| mount.asked.elapsed() < BELIEVED);
-        if let Some(mount) = longest(mounts, path) {
-            return Some(mount.clone());
+    pub(crate) async fn of(&self, connection: &Connection, headers: &Headers, path: &str) -> Told {
+        let begun = Instant::now();
+        let place = self.place(&headers.namespace, path);
+        place
+            .lock()
+            .retain(|mount| mount.asked.elapsed() < BELIEVED);
+        if let Some(mount) = place.mount(path) {
+            return Told::Mount(mount);
         }
-        let reply = connection.call(&Call::mount_of(path), headers).await.ok()?;
-        if !reply.status.is_success() {
-            return None;
+        let mut failed = place.failed.lock().await;
+        if let Some(mount) = place.mount(path) {
+            return Told::Mount(mount);
         }
-        let body = Object::parse(&reply.body)?;
-        let data = body.object("data")?;
-        let kind = data.text("type")?;
-        let version = data
-            .object("options")
-            .and_then(|options| options.text("version"));
-        let mount = Mount {
-            path: as_in(path, &data.text("path")?)?,
-            versioned: *kind == "kv" && version.is_some_and(|version| *version == "2"),
-            asked: Instant::now(),
+        if failed.is_some_and(|at| at >= begun) {
+            return Told::NotNow;
+        }
+        let reply = match connection.call(&Call::mount_of(path), headers).await {
+            Ok(reply) if !reply.may_pass() => reply,
+            _ => {
+                *failed = Some(Instant::now());
+                return Told::NotNow;
+            }
         };
-        mounts.push(mount.clone());
-        Some(mount)
+        match mount(path, &reply).filter(|_| reply.status.is_success()) {
+            Some(mount) => {
+                place.lock().push(mount.clone());
+                Told::Mount(mount)
+            }
+            None => Told::No,
+        }
     }
 
     /// The same without a question.
-    pub(crate) async fn known(&self, namespace: &str, path: &str) -> Option<Mount> {
-        let known = self.0.lock().await;
-        longest(known.get(namespace)?, path).cloned()
+    pub(crate) fn known(&self, namespace: &str, path: &str) -> Option<Mount> {
+        self.place(namespace, path).mount(path)
     }
+
+    fn place(&self, namespace: &str, path: &str) -> Arc<Place> {
+        let first = path.split('/').next().unwrap_or_default();
+        let key = (namespace.to_owned(), first.to_owned());
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        places.entry(key).or_default().clone()
+    }
+}
+
+impl Place {
+    fn mount(&self, path: &str) -> Option<Mount> {
+        longest(&self.lock(), path).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Mount>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an answer says of the mount of `path`.
+fn mount(path: &str, reply: &Reply) -> Option<Mount> {
+    let body = Object::parse(&reply.body)?;
+    let data = body.object("data")?;
+    let kind = data.text("type")?;
+    let version = data
+        .object("options")
+        .and_then(|options| options.text("version"));
+    Some(Mount {
+        path: as_in(path, &data.text("path")?)?,
+        versioned: *kind == "kv" && version.is_some_and(|version| *version == "2"),
+        asked: Instant::now(),
+    })
 }
 
 fn longest<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> {

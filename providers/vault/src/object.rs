@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use coffer_provider::{ObjectRef, ProviderError};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -125,32 +125,45 @@ pub(crate) struct Object {
     pub(crate) selection: Selection,
     pub(crate) encoding: Encoding,
     pub(crate) mode: Option<u32>,
-    /// What a keyed version is made of besides the content.
-    pub(crate) version_prefix: String,
+    /// The entry as its author spelled it, as vault-csi-provider writes it before it hashes.
+    pub(crate) spelled: String,
 }
 
 impl Object {
-    /// As the driver keeps it. The namespace of the read is not in the identity, so it is in here.
-    pub(crate) fn reference(&self, namespace: &str) -> ObjectRef {
+    /// As the driver keeps it. `by_spelling`: two spellings of one request are two objects, since their
+    /// versions are made of the spelling.
+    pub(crate) fn reference(&self, namespace: &str, by_spelling: bool) -> ObjectRef {
+        let spelled = by_spelling.then_some(self.spelled.as_str());
+        ObjectRef {
+            name: self.name.clone(),
+            request: self.canonical(namespace, spelled),
+        }
+    }
+
+    /// All that decides what becomes of an answer. The namespace of the read is not in the identity, so it
+    /// is in here, and files are called by the name.
+    pub(crate) fn canonical(&self, namespace: &str, spelled: Option<&str>) -> String {
         #[derive(Serialize)]
         struct Canonical<'a> {
+            name: &'a str,
             namespace: &'a str,
             request: &'a Request,
             selection: &'a Selection,
             encoding: Encoding,
             mode: Option<u32>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            spelled: Option<&'a str>,
         }
         let canonical = Canonical {
+            name: &self.name,
             namespace,
             request: &self.request,
             selection: &self.selection,
             encoding: self.encoding,
             mode: self.mode,
+            spelled,
         };
-        ObjectRef {
-            name: self.name.clone(),
-            request: serde_json::to_string(&canonical).expect("maps with text as keys are JSON"),
-        }
+        serde_json::to_string(&canonical).expect("maps with text as keys are JSON")
     }
 }
 
@@ -158,17 +171,30 @@ impl Object {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Entry {
+    #[serde(deserialize_with = "or_blank")]
     object_name: String,
+    #[serde(deserialize_with = "or_blank")]
     secret_path: String,
+    #[serde(deserialize_with = "or_blank")]
     method: String,
     secret_args: Option<BTreeMap<String, Value>>,
+    #[serde(deserialize_with = "or_blank")]
     secret_key: String,
+    #[serde(deserialize_with = "or_blank")]
     secret_key_pointer: String,
     file_permission: Option<i64>,
+    #[serde(deserialize_with = "or_blank")]
     encoding: String,
+    #[serde(deserialize_with = "or_blank")]
     format: String,
+    #[serde(deserialize_with = "or_blank")]
     key_type: String,
     key_bits: Option<u32>,
+}
+
+/// A field with nothing behind it is null, which Go's YAML takes for one that is not there.
+fn or_blank<'de, D: Deserializer<'de>>(field: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(field)?.unwrap_or_default())
 }
 
 impl Entry {
@@ -213,7 +239,7 @@ impl Entry {
                 "must be files, tls or bundle: the key is made here, and not in the answer";
             return Err(wrong("format", problem));
         }
-        let version_prefix = self.version_prefix();
+        let spelled = self.spelled();
         Ok(Object {
             name: self.object_name,
             request: Request {
@@ -227,7 +253,7 @@ impl Entry {
             selection,
             encoding,
             mode,
-            version_prefix,
+            spelled,
         })
     }
 
@@ -292,7 +318,7 @@ impl Entry {
     }
 
     /// The entry as vault-csi-provider writes it before it hashes: its field names, in their order.
-    fn version_prefix(&self) -> String {
+    fn spelled(&self) -> String {
         let text = |text: &str| gojson::string(text);
         let args = match &self.secret_args {
             None => "null".to_owned(),

@@ -35,9 +35,10 @@ impl Class {
         };
         let role = fields.role()?;
         let origin = fields.origin(rules)?;
-        let namespace = fields.namespace("Namespace", rules)?;
-        let auth_namespace = match fields.get("AuthNamespace") {
-            Some(_) => fields.namespace("AuthNamespace", rules)?,
+        let namespace = fields.namespace("Namespace", fields.get("Namespace"), rules)?;
+        let auth_namespace = match fields.given("AuthNamespace") {
+            // Not vault-csi-provider's: an empty one is the root namespace.
+            found @ Some(_) => fields.namespace("AuthNamespace", found, rules)?,
             None => namespace.clone(),
         };
         Ok(Self {
@@ -76,19 +77,27 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The parameter that ends in `suffix`, and its whole name.
+    /// The parameter that ends in `suffix`, and its whole name. An empty one is as one that is not there.
     fn get(&self, suffix: &str) -> Option<(String, &'a str)> {
-        let named = |prefix: &&str| {
+        self.all(suffix).find(|(_, value)| !value.is_empty())
+    }
+
+    /// The same, where it makes a difference that it is there.
+    fn given(&self, suffix: &str) -> Option<(String, &'a str)> {
+        self.all(suffix).next()
+    }
+
+    fn all(&self, suffix: &str) -> impl Iterator<Item = (String, &'a str)> {
+        self.prefixes.iter().filter_map(move |prefix| {
             let name = format!("{prefix}{suffix}");
             let value = self.parameters.get(&name)?;
             Some((name, value.as_str()))
-        };
-        self.prefixes.iter().find_map(named)
+        })
     }
 
     /// A parameter that is yes or no, in the spellings of Go.
     fn flag(&self, suffix: &str) -> Result<Option<(String, bool)>, ProviderError> {
-        let Some((name, text)) = self.get(suffix) else {
+        let Some((name, text)) = self.given(suffix) else {
             return Ok(None);
         };
         match text {
@@ -117,7 +126,7 @@ impl<'a> Fields<'a> {
     }
 
     fn origin(&self, rules: &Rules) -> Result<Origin, ProviderError> {
-        let Some((name, text)) = self.get("Address").filter(|(_, text)| !text.is_empty()) else {
+        let Some((name, text)) = self.get("Address") else {
             return rules.address.clone().ok_or_else(|| {
                 let problem = "is missing, and the administrator has set no default (--vault-addr)";
                 wrong(&format!("{}Address", self.prefixes[0]), problem)
@@ -143,8 +152,13 @@ impl<'a> Fields<'a> {
         Err(wrong(&name, &problem))
     }
 
-    fn namespace(&self, suffix: &str, rules: &Rules) -> Result<String, ProviderError> {
-        let (name, text) = self.get(suffix).unwrap_or_else(|| {
+    fn namespace(
+        &self,
+        suffix: &str,
+        found: Option<(String, &str)>,
+        rules: &Rules,
+    ) -> Result<String, ProviderError> {
+        let (name, text) = found.unwrap_or_else(|| {
             let default = rules.settings.namespace.as_deref();
             (
                 format!("{}{suffix}", self.prefixes[0]),
@@ -168,12 +182,12 @@ impl<'a> Fields<'a> {
     }
 
     fn auth_mount(&self, rules: &Rules) -> Result<String, ProviderError> {
-        let (name, mount) = match (self.get("AuthMountPath"), self.get("KubernetesMountPath")) {
-            (Some((name, _)), Some((older, _))) => {
-                return Err(wrong(&name, &format!("cannot stand beside {older}")));
-            }
-            (None, None) => return Ok(rules.settings.auth_mount.clone()),
-            (Some(found), None) | (None, Some(found)) => found,
+        let names = ["AuthMountPath", "KubernetesMountPath"];
+        if let [Some((name, _)), Some((older, _))] = names.map(|suffix| self.given(suffix)) {
+            return Err(wrong(&name, &format!("cannot stand beside {older}")));
+        }
+        let Some((name, mount)) = names.iter().find_map(|suffix| self.get(suffix)) else {
+            return Ok(rules.settings.auth_mount.clone());
         };
         let mount = mount.trim_matches('/');
         check_path(mount).map_err(|problem| wrong(&name, problem))?;
@@ -238,7 +252,7 @@ impl<'a> Fields<'a> {
             (None, None) => rules.ca.clone(),
         };
         let server_name = match self.get("TLSServerName") {
-            None | Some((_, "")) => None,
+            None => None,
             Some((name, text)) => {
                 rustls::pki_types::ServerName::try_from(text)
                     .map_err(|_| wrong(&name, "must be the name in a certificate"))?;

@@ -10,7 +10,6 @@ use coffer_provider::{
 };
 use futures_util::future::join_all;
 use http::StatusCode;
-use vaultrs::api::kv2::requests::ReadSecretMetadataRequest;
 
 use crate::answer::Object as Json;
 use crate::calls::Call;
@@ -18,15 +17,18 @@ use crate::error;
 use crate::events;
 use crate::files::{self, Answer};
 use crate::http::Reply;
-use crate::lease;
+use crate::lease::{self, Unclaimed};
 use crate::login::{Denial, Login, LoginKey};
-use crate::mounts::Mount;
+use crate::mounts::{Mount, Told};
 use crate::object::{Method, Object, Request, Selection};
 use crate::parameters::Class;
 use crate::pki::NodeKey;
 use crate::store::Stores;
 use crate::token::StoreToken;
 use crate::version::kv_version;
+
+/// Where what was wrapped is unwrapped.
+const UNWRAP: &str = "sys/wrapping/unwrap";
 
 /// A class and the store it asks.
 pub(crate) struct VaultSource {
@@ -40,10 +42,9 @@ pub(crate) struct VaultSource {
 
 impl VaultSource {
     pub(crate) fn new(class: Class, stores: Arc<Stores>) -> Self {
-        let references = class
-            .objects
-            .iter()
-            .map(|object| object.reference(&class.namespace));
+        let by_spelling = stores.version_key.configured;
+        let references = class.objects.iter();
+        let references = references.map(|object| object.reference(&class.namespace, by_spelling));
         let answers = class.objects.iter();
         let answers = answers.map(|object| object.request.canonical(&class.namespace));
         Self {
@@ -78,7 +79,7 @@ impl VaultSource {
     /// The answers to the requests of `objects`, each asked for once.
     async fn read_each<'a>(
         &self,
-        login: &Login,
+        login: &Arc<Login>,
         caller: &Caller,
         objects: &[Result<&'a Object, ProviderError>],
     ) -> Vec<(&'a Request, Result<Answer, ProviderError>)> {
@@ -96,7 +97,7 @@ impl VaultSource {
 
     async fn read(
         &self,
-        login: &Login,
+        login: &Arc<Login>,
         caller: &Caller,
         request: &Request,
     ) -> Result<Answer, ProviderError> {
@@ -108,7 +109,7 @@ impl VaultSource {
         let call = call.map_err(|_| {
             error::unreadable(&request.path, "secretArgs cannot be written as JSON")
         })?;
-        let (token, reply) = self.ask(login, caller, &call).await?;
+        let (token, reply) = self.ask(login, caller, Arc::new(call)).await?;
         let path = &request.path;
         if reply.is_refused_login() {
             return Err(login.refusal(&reply));
@@ -125,9 +126,10 @@ impl VaultSource {
                 "the store's answer is not a JSON object of at most 64 levels",
             )
         })?;
-        if body.text("lease_id").is_some_and(|id| !id.is_empty()) {
+        let unclaimed = files::lease_id(&body).map(|id| {
             token.hold_a_lease();
-        }
+            Unclaimed::new(login, &self.class.namespace, id)
+        });
         let data = body.object("data");
         let versioned = match data {
             Some(data) => self.is_versioned(login, &token, request, &data).await,
@@ -138,40 +140,34 @@ impl VaultSource {
             request: request.clone(),
             private_key: made.map(|made| made.private_key),
             token,
+            unclaimed,
             body: reply.body,
         })
     }
 
-    /// Ends the lease of an answer that nothing could be made of: nobody else knows of it.
-    async fn give_back(&self, login: &Login, answer: &Answer) {
-        if let Some(id) = answer.lease_id() {
-            let headers = answer.token.headers(&self.class.namespace);
-            lease::end(login, &headers, &id).await;
-        }
-    }
-
-    /// Asks with the token there is, and once more with another one if the store knows it no longer.
+    /// Asks with the token there is, and once more with another one if the store knows it no longer: a 403 is
+    /// the policy's.
     async fn ask(
         &self,
-        login: &Login,
+        login: &Arc<Login>,
         caller: &Caller,
-        call: &Call,
+        call: Arc<Call>,
     ) -> Result<(Arc<StoreToken>, Reply), ProviderError> {
-        let mut token = login.token(caller).await?;
-        let headers = |token: &StoreToken| token.headers(&self.class.namespace);
-        let mut reply = login.store.connection.call(call, &headers(&token)).await?;
-        if reply.status == StatusCode::FORBIDDEN
-            && let Denial::Retry(another) = login.denied(&token, caller).await?
-        {
-            token = another;
-            reply = login.store.connection.call(call, &headers(&token)).await?;
-            if reply.status == StatusCode::FORBIDDEN {
-                // Another login did not help. A role that may not look its token up would make one
-                // for each read.
-                token.looked_up();
+        let namespace = &self.class.namespace;
+        let connection = &login.store.connection;
+        let token = login.token(caller).await?;
+        let reply = connection.call(&*call, &token.headers(namespace)).await?;
+        if reply.status != StatusCode::FORBIDDEN {
+            return Ok((token, reply));
+        }
+        match login.denied(&token, caller, &call, namespace).await? {
+            Denial::Policy => Ok((token, reply)),
+            Denial::Answered(another, reply) => Ok((another, reply)),
+            Denial::Retry(another) => {
+                let reply = connection.call(&*call, &another.headers(namespace)).await?;
+                Ok((another, reply))
             }
         }
-        Ok((token, reply))
     }
 
     /// Whether the values lie one level deeper. Only an answer that looks like it is asked about.
@@ -185,21 +181,37 @@ impl VaultSource {
         let metadata = data
             .object("metadata")
             .and_then(|metadata| metadata.number("version"));
-        if request.method.writes() || data.object("data").is_none() || metadata.is_none() {
+        if data.object("data").is_none() || metadata.is_none() {
             return false;
         }
-        let headers = token.headers(&self.class.namespace);
-        let mount = login
-            .store
-            .mounts
-            .of(&login.store.connection, &headers, &request.path)
-            .await;
+        let (namespace, path) = (&self.class.namespace, &request.path);
+        if request.method.writes() {
+            // A read that was wrapped comes out as it went in, from whatever mount.
+            return path == UNWRAP || path.ends_with(&format!("/{UNWRAP}"));
+        }
         // Who may not ask for the mount is left with what it looks like.
-        mount.is_none_or(|mount| mount.versioned)
+        if login.no_mount.has(namespace, path) {
+            return true;
+        }
+        let headers = token.headers(namespace);
+        let mounts = &login.store.mounts;
+        match mounts.of(&login.store.connection, &headers, path).await {
+            Told::Mount(mount) => mount.versioned,
+            Told::No => {
+                login.no_mount.put(namespace, path);
+                true
+            }
+            Told::NotNow => true,
+        }
     }
 
     /// The version of a KV v2 secret without its values.
-    async fn version(&self, login: &Login, caller: &Caller, object: &Object) -> Option<Version> {
+    async fn version(
+        &self,
+        login: &Arc<Login>,
+        caller: &Caller,
+        object: &Object,
+    ) -> Option<Version> {
         let request = &object.request;
         if request.method != Method::Get || object.selection == Selection::Response {
             return None;
@@ -208,24 +220,16 @@ impl VaultSource {
             None => None,
             Some(query) => Some(query.strip_prefix("version=")?.parse().ok()?),
         };
-        let mount = login
-            .store
-            .mounts
-            .known(&self.class.namespace, &request.path)
-            .await?;
+        let namespace = &self.class.namespace;
+        let mount = login.store.mounts.known(namespace, &request.path)?;
         let call = metadata_call(&mount, &request.path)?;
-        if login.may_not(&mount.path) {
+        if login.may_not(namespace, &mount.path) {
             return None;
         }
-        let token = login.token(caller).await.ok()?;
-        let reply = login
-            .store
-            .connection
-            .call(&call, &token.headers(&self.class.namespace))
-            .await
-            .ok()?;
-        if reply.status == StatusCode::FORBIDDEN {
-            login.remember_denial(mount.path);
+        let asked = self.ask(login, caller, Arc::new(call)).await;
+        let (_, reply) = asked.ok()?;
+        if reply.status == StatusCode::FORBIDDEN && !reply.is_refused_login() {
+            login.remember_denial(namespace, mount.path);
         }
         let body = Json::parse(&reply.body).filter(|_| reply.status.is_success())?;
         let data = body.object("data")?;
@@ -244,12 +248,9 @@ impl VaultSource {
     }
 }
 
-fn metadata_call(mount: &Mount, path: &str) -> Option<ReadSecretMetadataRequest> {
+fn metadata_call(mount: &Mount, path: &str) -> Option<Call> {
     let below = path.strip_prefix(&mount.path)?.strip_prefix("/data/")?;
-    mount.versioned.then(|| ReadSecretMetadataRequest {
-        mount: mount.path.clone(),
-        path: below.to_owned(),
-    })
+    mount.versioned.then(|| Call::metadata(&mount.path, below))
 }
 
 #[async_trait]
@@ -286,7 +287,7 @@ impl Source for VaultSource {
             Err(error) => return vec![Err(error); objects.len()],
         };
         let objects: Vec<_> = objects.iter().map(|object| self.object(object)).collect();
-        let answers = self.read_each(&login, caller, &objects).await;
+        let mut answers = self.read_each(&login, caller, &objects).await;
         let secret = |object: &Result<&Object, ProviderError>| {
             let object = object.as_ref().map_err(Clone::clone)?;
             let mut answers = answers.iter();
@@ -300,9 +301,14 @@ impl Source for VaultSource {
             let mut pairs = objects.iter().zip(&secrets);
             pairs.any(|pair| matches!(pair, (Ok(object), Ok(_)) if object.request == *request))
         };
-        let unused = answers.iter().filter(|(request, _)| !is_used(request));
-        let unused = unused.filter_map(|(_, answer)| answer.as_ref().ok());
-        join_all(unused.map(|answer| self.give_back(&login, answer))).await;
+        for (request, answer) in &mut answers {
+            if let Ok(answer) = answer
+                && is_used(request)
+                && let Some(lease) = answer.unclaimed.take()
+            {
+                lease.claim();
+            }
+        }
         secrets
     }
 
@@ -362,7 +368,7 @@ impl Source for VaultSource {
 
     async fn release(&self, caller: &Caller, leases: &[Lease], grace: Duration) {
         if let Some(login) = self.stores.logins.known(&self.key(caller)) {
-            lease::release(&login, &self.class.namespace, caller, leases, grace).await;
+            lease::release(&login, &self.class.namespace, leases, grace).await;
         }
     }
 

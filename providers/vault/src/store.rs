@@ -10,6 +10,7 @@ use crate::http::Connection;
 use crate::login::{Login, LoginKey, Logins};
 use crate::mounts::Mounts;
 use crate::parameters::Class;
+use crate::returns::Returns;
 use crate::settings::Rules;
 use crate::version::VersionKey;
 
@@ -25,6 +26,7 @@ pub(crate) struct Stores {
     pub(crate) logins: Logins,
     pub(crate) version_key: VersionKey,
     open: Mutex<Open>,
+    returns: Returns,
 }
 
 /// Kept by the logins: a store that no identity uses any more is closed.
@@ -42,6 +44,7 @@ impl Stores {
             rules: Arc::new(rules),
             logins: Logins::default(),
             open: Mutex::default(),
+            returns: Returns::default(),
         }
     }
 
@@ -72,7 +75,9 @@ impl Stores {
 
     /// The login of an identity, made where there is none. It sends nothing yet.
     pub(crate) fn login(&self, key: LoginKey, class: &Class) -> Result<Arc<Login>, ProviderError> {
-        self.logins
-            .of(key, || Ok(Login::new(self.of(class)?, class)))
+        self.logins.of(key, || {
+            let returns = self.returns.clone();
+            Ok(Login::new(self.of(class)?, class, returns))
+        })
     }
 }

@@ -135,6 +135,13 @@ impl StoreToken {
             .is_some_and(|rest| rest * 10 < self.life * 9)
     }
 
+    /// Whether a renewal would leave more of a life of `wanted` to what hangs on it. One that was renewed a
+    /// moment ago has as long as it can have.
+    pub(crate) fn falls_short_of(&self, wanted: Duration) -> bool {
+        let short = |rest: Duration| rest < wanted && rest * 20 < self.life * 19;
+        self.renewable && self.remaining().is_some_and(short)
+    }
+
     /// Whether it was good a moment ago.
     pub(crate) fn is_proven(&self) -> bool {
         let until = self

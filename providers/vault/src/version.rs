@@ -35,7 +35,11 @@ impl VersionKey {
 
     pub(crate) fn of(&self, object: &Object, files: &[SecretFile]) -> String {
         let mut hmac = aws_lc_rs::hmac::Context::with_key(&self.key);
-        hmac.update(object.version_prefix.as_bytes());
+        match self.configured {
+            true => hmac.update(object.spelled.as_bytes()),
+            // Whoever spells the request in another way shares the answer, and so its version.
+            false => hmac.update(object.canonical("", None).as_bytes()),
+        }
         match files {
             [file] if file.name == object.name => hmac.update(file.bytes.expose()),
             files => {

@@ -1,8 +1,9 @@
 //! Events of Vault Enterprise, told by a stand-in: no OpenBao has them, and Vault itself was not tried.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use coffer_provider::{Changes, Source};
+use coffer_provider::{Changes, ServiceAccountToken, Source};
 use coffer_provider_vault::{Settings, VaultProvider};
 use futures_util::StreamExt as _;
 use serde_json::json;
@@ -142,6 +143,58 @@ async fn a_store_that_tells_nothing_says_so_once() {
         let asked = asked.iter().filter(|asked| **asked == SUBSCRIBE);
         assert_eq!(asked.count(), 1, "{status}");
     }
+}
+
+#[tokio::test]
+async fn a_login_that_is_refused_for_now_does_not_end_the_events() {
+    let (events, _) = broadcast::channel(16);
+    let refused = AtomicUsize::new(0);
+    let store = StandIn::start(move |seen| match seen.is_login() {
+        true if refused.fetch_add(1, Ordering::SeqCst) == 0 => {
+            Say::Json(400, json!({"errors": ["token is expired"]}))
+        }
+        true => Say::token(),
+        false => Say::Events(events.clone()),
+    })
+    .await;
+    let source = source(&following(&store.url()), &class(OBJECT));
+    assert!(next(&mut watch(&*source)).await.is_some());
+}
+
+#[tokio::test]
+async fn events_are_followed_with_the_newest_token_of_a_pod() {
+    let (store, _events) = telling().await;
+    let source = source(&following(&store.url()), &class(OBJECT));
+    let mut ended = caller();
+    let expires = std::time::SystemTime::now();
+    ended.token = Some(ServiceAccountToken::new("ended".to_owned(), expires));
+    let mut first = source.watch(&ended).expect("it may tell");
+    let _second = watch(&*source);
+    assert!(next(&mut first).await.is_some());
+}
+
+#[tokio::test]
+async fn a_token_that_the_store_has_lost_does_not_end_the_events() {
+    let (events, _) = broadcast::channel(16);
+    let logins = AtomicUsize::new(0);
+    let store = StandIn::start(move |seen| match seen.is_login() {
+        true => {
+            let before = logins.fetch_add(1, Ordering::SeqCst);
+            let token = format!("s.{before}");
+            Say::Json(
+                200,
+                json!({"auth": {"client_token": token, "lease_duration": 3600, "num_uses": 9}}),
+            )
+        }
+        false if seen.headers["x-vault-token"] == "s.0" => {
+            Say::Json(403, json!({"errors": ["permission denied"]}))
+        }
+        false if !seen.headers.contains_key("sec-websocket-key") => Say::status(400, "", ""),
+        false => Say::Events(events.clone()),
+    })
+    .await;
+    let source = source(&following(&store.url()), &class(OBJECT));
+    assert!(next(&mut watch(&*source)).await.is_some());
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::bao::Bao;
+use crate::stand_in::{Say, StandIn};
 use crate::{bad, class, files, good, provider, read, read_one, settings, source, text, with};
 
 const TWO: &str = "
@@ -21,6 +22,33 @@ async fn with_db() -> Bao {
     )
     .await;
     bao
+}
+
+#[tokio::test]
+async fn two_spellings_of_one_request_have_one_version_or_are_two_objects() {
+    let store = StandIn::after_login(|_| Say::Json(200, json!({"data": {"a": "v"}}))).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), [7; 32]).unwrap();
+    for (version_key_file, is_one) in [(None, true), (Some(file.path().to_owned()), false)] {
+        let provider = VaultProvider::new(Settings {
+            version_key_file,
+            ..settings(&[&store.url()])
+        });
+        let provider = provider.unwrap();
+        let read = async |path: &str| {
+            let object = format!("- {{objectName: a, secretPath: {path}, secretKey: a}}");
+            let source = source(&provider, &class(&object));
+            let secret = good(read_one(&*source, &crate::hostile::caller()).await);
+            (source.objects()[0].request.clone(), secret.version)
+        };
+        let (one, another) = (read("kv1/a").await, read("/v1/kv1/a").await);
+        assert_eq!(one.1 == another.1, is_one);
+        assert_eq!(
+            one.0 == another.0,
+            is_one,
+            "what shares a version is shared"
+        );
+    }
 }
 
 #[tokio::test]

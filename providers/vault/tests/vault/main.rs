@@ -6,7 +6,9 @@
 mod auth;
 mod bao;
 mod conformance;
+mod denials;
 mod events;
+mod given_back;
 mod hostile;
 mod kv;
 mod leases;

@@ -76,6 +76,38 @@ async fn a_wrapped_value_is_unwrapped_once_and_kept() {
 }
 
 #[tokio::test]
+async fn a_read_of_kv_v2_that_was_wrapped_comes_out_as_any_other() {
+    let store = StandIn::after_login(|_| {
+        Say::Json(
+            200,
+            json!({"data": {"data": {"user": "u1"}, "metadata": {"version": 3,
+                "created_time": "2026-01-01T00:00:00Z"}}}),
+        )
+    })
+    .await;
+    let provider = provider(&[&store.url()]);
+    let user = async |path: &str| {
+        let object =
+            format!("- {{objectName: user, secretPath: {path}, method: POST, secretKey: user}}");
+        read_one(
+            &*source(&provider, &class(&object)),
+            &crate::hostile::caller(),
+        )
+        .await
+    };
+    let secret = good(user("sys/wrapping/unwrap").await);
+    assert_eq!(text(&secret), "u1");
+    assert!(matches!(secret.life, Life::Once));
+    assert_eq!(bad(user("engine/unwrap").await).kind(), ErrorKind::NotFound);
+    assert!(
+        !store
+            .asked()
+            .iter()
+            .any(|asked| asked.contains("/ui/mounts/"))
+    );
+}
+
+#[tokio::test]
 #[ignore = "needs OpenBao: cargo xtask test"]
 async fn a_secret_id_is_made_anew_before_it_ends_and_not_otherwise() {
     let bao = with_paths(&["auth/approle/role/+/secret-id"]).await;

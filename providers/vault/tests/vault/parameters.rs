@@ -328,9 +328,23 @@ fn a_request_has_one_text_and_another_request_another() {
         plain,
         request(
             &[],
-            "- {secretKey: k, secretPath: /v1/kv/a/, objectName: other, method: GET}"
+            "- {secretKey: k, secretPath: /v1/kv/a/, objectName: a, method: GET}"
         )
     );
+    let blank = "
+- objectName: a
+  secretPath: kv/a
+  secretKey: k
+  secretKeyPointer:
+  method:
+  secretArgs:
+  filePermission:
+  encoding:
+  format: ~
+  keyType: null
+  keyBits:
+";
+    assert_eq!(plain, request(&[], blank), "what is blank is not there");
     let put = "- {objectName: a, secretPath: kv/a, secretKey: k, method: PUT, secretArgs: {b: {d: 1, c: 2}, a: x}}";
     assert_eq!(
         request(&[], put),
@@ -342,6 +356,8 @@ fn a_request_has_one_text_and_another_request_another() {
             "- {objectName: a, secretPath: kv/a, secretKey: k}",
         ),
         (&[], "- {objectName: a, secretPath: kv/b, secretKey: k}"),
+        // The file is called by it.
+        (&[], "- {objectName: b, secretPath: kv/a, secretKey: k}"),
         (
             &[],
             "- {objectName: a, secretPath: 'kv/a?version=1', secretKey: k}",
@@ -372,6 +388,37 @@ fn a_request_has_one_text_and_another_request_another() {
             "{parameters:?} {object}"
         );
     }
+}
+
+#[test]
+fn vault_an_empty_parameter_is_not_set() {
+    let provider = of(Settings {
+        namespace: Some("team".to_owned()),
+        auth_mount: "cluster".to_owned(),
+        ..usual()
+    });
+    let usual = identity(&provider, &with(&[], OBJECT));
+    for name in [
+        "vaultAddress",
+        "vaultNamespace",
+        "vaultAuthMountPath",
+        "vaultKubernetesMountPath",
+        "vaultCACert",
+        "vaultCACertPath",
+        "vaultCADirectory",
+        "vaultTLSServerName",
+        "vaultTLSClientCertPath",
+        "vaultTLSClientKeyPath",
+        "audience",
+    ] {
+        assert_eq!(
+            identity(&provider, &with(&[(name, "")], OBJECT)),
+            usual,
+            "{name}"
+        );
+    }
+    let flag = with(&[("vaultSkipTLSVerify", "")], OBJECT);
+    assert!(refusal(&provider, &flag).ends_with("must be true or false"));
 }
 
 #[test]

@@ -46,6 +46,8 @@ pub(crate) enum Say {
     /// A head without an end.
     EndlessHead,
     Silence,
+    /// The same, after a while.
+    Late(Duration, Box<Say>),
     /// What another server says.
     Forward(SocketAddr),
     /// A WebSocket with what is sent from now on, each a text; it is broken off by an empty one.
@@ -165,7 +167,13 @@ async fn serve(
     let mut stream = BufReader::new(stream);
     while let Some(seen) = request(&mut stream).await? {
         log.lock().unwrap().push(seen.clone());
-        match say(&seen) {
+        let mut said = say(&seen);
+        while let Say::Late(wait, late) = said {
+            tokio::time::sleep(wait).await;
+            said = *late;
+        }
+        match said {
+            Say::Late(..) => unreachable!("it was waited for"),
             Say::Json(status, body) => {
                 let Say::Raw(answer) = Say::status(status, "", &body.to_string()) else {
                     unreachable!("a status is raw")
