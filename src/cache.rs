@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use coffer_provider::{Caller, ErrorKind, Life, ProviderError, Secret, Sharing, Source};
+use coffer_provider::{Caller, ErrorKind, Lease, Life, ProviderError, Secret, Sharing, Source};
 use futures_util::StreamExt;
+use futures_util::future::join;
 use futures_util::stream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -406,6 +407,7 @@ impl Inner {
     /// a part of it.
     pub(crate) fn settle(
         &self,
+        source: &Arc<dyn Source>,
         caller: &Caller,
         items: &[Item],
         answers: Vec<Answer>,
@@ -418,6 +420,7 @@ impl Inner {
             .zip(&answers)
             .filter(|(_, answer)| of_a_pod(answer));
         let parted: BTreeSet<_> = parted.map(|(item, _)| item.key.together).collect();
+        let mut replaced = Vec::new();
         let settled = items.iter().zip(answers).map(|(item, answer)| {
             let mut key = item.key.clone();
             let own = parted.contains(&key.together) && !key.share_all;
@@ -425,16 +428,26 @@ impl Inner {
                 state.part_by_pod(&key, clock::now());
                 key = key.of_pod(&caller.pod.uid);
             }
-            self.settle_one(&mut state, key, answer)
+            let entry = state.entry(&key);
+            if entry.users.is_empty() && entry.last_user.is_none() {
+                entry.too_late = Some((source.clone(), caller.pod.clone()));
+            }
+            self.settle_one(&mut state, key, answer, &mut replaced)
         });
         settled.collect()
     }
 
-    fn settle_one(&self, state: &mut State, key: Arc<Key>, answer: Answer) -> (Arc<Key>, Outcome) {
+    fn settle_one(
+        &self,
+        state: &mut State,
+        key: Arc<Key>,
+        answer: Answer,
+        replaced: &mut Vec<Lease>,
+    ) -> (Arc<Key>, Outcome) {
         let now = clock::now();
         let outcome = match answer {
             Answer::Fetched(secret) => {
-                let changed = self.keep(state, &key, &secret, now);
+                let changed = self.keep(state, &key, &secret, now, replaced);
                 self.succeeded(state, &key, now, changed);
                 Outcome::Read(secret)
             }
@@ -466,7 +479,14 @@ impl Inner {
         (key, outcome)
     }
 
-    fn keep(&self, state: &mut State, key: &Arc<Key>, secret: &Secret, now: Instant) -> bool {
+    fn keep(
+        &self,
+        state: &mut State,
+        key: &Arc<Key>,
+        secret: &Secret,
+        now: Instant,
+        replaced: &mut Vec<Lease>,
+    ) -> bool {
         let held = Held {
             secret: Some(secret.clone()),
             version: secret.version.clone(),
@@ -482,17 +502,18 @@ impl Inner {
         if let (Life::Leased { lease, .. }, Some(user)) = (&before.life, user)
             && user.subscriber.gives_back()
             && !matches!(&secret.life, Life::Leased { lease: now, .. } if now == lease)
+            // Several objects are of one lease.
+            && !replaced.contains(lease)
         {
-            let (source, requester) = (user.source.clone(), user.subscriber.requester());
-            let (lease, sharing) = (lease.clone(), key.identity.login_sharing());
+            replaced.push(lease.clone());
+            let (source, lease) = (user.source.clone(), lease.clone());
+            let caller = key
+                .identity
+                .departed(user.subscriber.requester().pod.clone());
             // The volumes have the new one in a moment, and their readers open connections anew.
             let left = before.ends.map(|ends| ends.saturating_duration_since(now));
             let grace = left.map_or(LEASE_GRACE, |left| left.min(LEASE_GRACE));
-            tokio::spawn(async move {
-                if let Ok(caller) = requester.caller(&*source, sharing) {
-                    source.release(&caller, &[lease], grace).await;
-                }
-            });
+            tokio::spawn(async move { source.release(&caller, &[lease], grace).await });
         }
         let same_version = before.version == secret.version && !before.version.as_str().is_empty();
         let was_to_go =
@@ -580,7 +601,10 @@ impl Inner {
         while let Some((_, key)) = state.due.first().filter(|(at, _)| *at <= now).cloned() {
             state.set_due(&key, None);
             let entry = state.entry(&key);
-            if entry.users.is_empty() {
+            if entry.users.is_empty() && entry.in_flight().is_some() {
+                // What comes may have to be given back.
+                state.set_due(&key, Some(now + IN_FLIGHT));
+            } else if entry.users.is_empty() {
                 self.forget(&mut state, &key);
             } else if entry.per_pod {
                 // Its pods have entries of their own.
@@ -651,25 +675,29 @@ impl Inner {
             Some(Life::Leased { lease, .. }) => Some(lease),
             _ => None,
         };
-        let Some(user) = entry.last_user.filter(|_| last || lease.is_some()) else {
-            return;
+        let (source, pod, of_one_answer) = match (entry.last_user, entry.too_late) {
+            (Some(user), _) if !user.subscriber.gives_back() => return,
+            (Some(user), _) => {
+                let pod = user.subscriber.requester().pod.clone();
+                (user.source, pod, user.of_one_answer)
+            }
+            (None, Some((source, pod))) => (source, pod, Arc::default()),
+            (None, None) => return,
         };
-        if !user.subscriber.gives_back() {
+        let lease = lease.filter(|lease| !state.is_leased_elsewhere(key, &of_one_answer, lease));
+        if !last && lease.is_none() {
             return;
         }
-        let sharing = key.identity.login_sharing();
+        let caller = key.identity.departed(pod);
         // Best effort, and a store that hangs does not keep the token for long.
         tokio::spawn(tokio::time::timeout(GIVE_BACK, async move {
-            let requester = user.subscriber.requester();
-            let Ok(caller) = requester.caller(&*user.source, sharing) else {
-                return;
-            };
             let at_once = Duration::ZERO;
-            user.source
-                .release(&caller, lease.as_slice(), at_once)
-                .await;
-            if last {
-                user.source.log_out(&caller).await;
+            let release = source.release(&caller, lease.as_slice(), at_once);
+            match last {
+                // Not one after the other: the store may hang. What is released needs the login, so that is
+                // begun with.
+                true => drop(join(release, source.log_out(&caller)).await),
+                false => release.await,
             }
         }));
     }

@@ -88,7 +88,7 @@ impl Flight {
         let hurry = Arc::new(Notify::new());
         let hurried = hurry.clone();
         let task = tokio::spawn(async move {
-            let outcomes = fly(&cache, &*source, &caller, items, urgency, &hurried).await;
+            let outcomes = fly(&cache, &source, &caller, items, urgency, &hurried).await;
             let _ = land.send(Some(Arc::new(outcomes)));
         });
         Arc::new(Self {
@@ -126,7 +126,7 @@ impl Flight {
 
 async fn fly(
     cache: &Inner,
-    source: &dyn Source,
+    source: &Arc<dyn Source>,
     caller: &Caller,
     items: Vec<Item>,
     urgency: Urgency,
@@ -148,7 +148,7 @@ async fn fly(
     };
     let asked = Instant::now();
     // A provider that panics has failed, and is asked again like any other (R11).
-    let asking = AssertUnwindSafe(ask(source, caller, &items)).catch_unwind();
+    let asking = AssertUnwindSafe(ask(&**source, caller, &items)).catch_unwind();
     let answers = timeout(STORE_DEADLINE, asking).await;
     let took = asked.elapsed();
     cache.metrics.answered(first.key.provider, took);
@@ -170,7 +170,7 @@ async fn fly(
     for (item, answer) in items.iter().zip(&answers) {
         audit(cache, caller, item, answer);
     }
-    cache.settle(caller, &items, answers)
+    cache.settle(source, caller, &items, answers)
 }
 
 fn failed_inside() -> ProviderError {

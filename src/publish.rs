@@ -31,7 +31,7 @@ use crate::registry::{Followed, Published, Registry, Turn};
 use crate::report::Reports;
 use crate::rotation;
 use crate::spec::VolumeSpec;
-use crate::sync::{SecretSync, Synced};
+use crate::sync::SecretSync;
 use crate::telemetry::Metrics;
 use crate::volume::{HeldObject, LAYOUT, Outcome, Record, State, TargetPath, VolumeError, Volumes};
 
@@ -195,16 +195,18 @@ impl Publisher {
             true => (None, silence()),
             false => (Some(Followed { spec, subscription }), tidings),
         };
-        let published = self.published(
+        let look_at = synced.as_ref().map(|synced| synced.due);
+        let follower = self.follow(&request, &subscriber, Some(&class), Some(told), look_at);
+        **turn = Some(Published {
             request,
-            Some(record),
-            subscriber,
-            Some(&class),
-            followed,
-            Some(told),
+            record: Some(record),
+            shown,
             synced,
-        );
-        **turn = Some(Published { shown, ..published });
+            told_of_subpaths: false,
+            subscriber,
+            followed,
+            follower,
+        });
         self.metrics.volumes.set(self.registry.len() as i64);
         Ok(outcome)
     }
@@ -219,7 +221,17 @@ impl Publisher {
         let Some(published) = &mut **turn else {
             info!(volume.id = %request.volume_id, "volume taken over");
             let subscriber = Subscriber::new(request.volume_id.clone(), request.requester.clone());
-            **turn = Some(self.published(request, record, subscriber, None, None, None, None));
+            let follower = self.follow(&request, &subscriber, None, None, None);
+            **turn = Some(Published {
+                request,
+                record,
+                shown: None,
+                synced: None,
+                told_of_subpaths: false,
+                subscriber,
+                followed: None,
+                follower,
+            });
             self.metrics.volumes.set(self.registry.len() as i64);
             return;
         };
@@ -235,18 +247,17 @@ impl Publisher {
         }
     }
 
-    fn published(
+    /// From now on the volume is written again when something changes; also what has changed in its class since
+    /// that was `seen`.
+    fn follow(
         self: &Arc<Self>,
-        request: Arc<PublishRequest>,
-        record: Option<Record>,
-        subscriber: Arc<Subscriber>,
+        request: &PublishRequest,
+        subscriber: &Arc<Subscriber>,
         seen: Option<&SecretProviderClass>,
-        followed: Option<Followed>,
         tidings: Option<Tidings>,
-        synced: Option<Synced>,
-    ) -> Published {
-        let class = class_name(&request).map(|name| self.classes.watch(&name, seen));
-        let look_at = synced.as_ref().map(|synced| synced.due);
+        look_at: Option<Instant>,
+    ) -> AbortOnDropHandle<()> {
+        let class = class_name(request).map(|name| self.classes.watch(&name, seen));
         let follow = rotation::follow(
             self.clone(),
             subscriber.clone(),
@@ -254,16 +265,7 @@ impl Publisher {
             tidings,
             look_at,
         );
-        Published {
-            request,
-            record,
-            shown: None,
-            synced,
-            told_of_subpaths: false,
-            subscriber,
-            followed,
-            follower: AbortOnDropHandle::new(tokio::spawn(follow)),
-        }
+        AbortOnDropHandle::new(tokio::spawn(follow))
     }
 
     /// Takes a volume away. Needs no class, no store and no memory of the volume, and does not wait

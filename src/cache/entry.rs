@@ -6,7 +6,9 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use coffer_provider::{Caller, ErrorKind, Life, ObjectRef, ProviderError, Secret, Source, Version};
+use coffer_provider::{
+    Caller, ErrorKind, Lease, Life, ObjectRef, Pod, ProviderError, Secret, Source, Version,
+};
 use tokio::time::Instant;
 
 use super::{LINGER, Settings, Subscriber};
@@ -47,6 +49,8 @@ pub(super) struct Entry {
     pub(super) due: Option<Instant>,
     /// Whoever used it last, for the time that nobody does.
     pub(super) last_user: Option<User>,
+    /// The pod that an answer was for which came when nobody used it any more.
+    pub(super) too_late: Option<(Arc<dyn Source>, Pod)>,
     /// The store gives each pod an answer of its own: they are kept under their pods.
     pub(super) per_pod: bool,
     /// Somebody wants it looked at once more when the present look is over.
@@ -198,6 +202,26 @@ impl State {
         // Where there is no entry, no volume uses it.
         let used = |key: &Arc<Key>| self.entries.get(key).is_some_and(|e| !e.users.is_empty());
         others.filter(|(key, _)| used(key)).collect()
+    }
+
+    /// Whether something else that was taken out of the same answer is still there, and of this lease.
+    pub(super) fn is_leased_elsewhere(
+        &self,
+        key: &Key,
+        of_one_answer: &[ObjectRef],
+        lease: &Lease,
+    ) -> bool {
+        of_one_answer.iter().any(|object| {
+            let other = Key {
+                request: object.request.clone(),
+                ..key.clone()
+            };
+            let entry = self.entries.get(&other).filter(|_| other != *key);
+            let held = entry.and_then(|entry| entry.held.as_ref());
+            held.is_some_and(
+                |held| matches!(&held.life, Life::Leased { lease: its, .. } if its == lease),
+            )
+        })
     }
 
     /// Whether what an entry holds would be lost by another look at its answer.

@@ -109,6 +109,37 @@ async fn rule_c6_a_waiter_with_a_shorter_deadline_times_out_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_comes_when_its_pod_has_gone_is_given_back() {
+    let node = Node::new();
+    // The question is that of a pod which goes; another one waits for it.
+    node.store.state().latency = 10 * SECOND;
+    let gone = node.volume(&web().pod("a"), class("lease"));
+    let stays = node.volume(&web().pod("b"), class("lease"));
+    let gives_up = async move {
+        let read = tokio::time::timeout(SECOND, gone.read()).await;
+        drop(gone);
+        read
+    };
+    let (given_up, read) = tokio::join!(gives_up, stays.read());
+    assert!(given_up.is_err() && read.is_ok());
+    pass(MINUTE).await;
+    let given_back = |node: &Node| node.store.state().released.len();
+    assert_eq!(given_back(&node), 1, "what the first question brought");
+    assert_eq!(node.store.state().logged_out.len(), 0);
+
+    // The last volume goes while its lease is made anew, which takes longer than anybody is remembered.
+    node.store.state().latency = 50 * SECOND;
+    let made = node.store.fetches();
+    while node.store.fetches() == made {
+        pass(SECOND).await;
+    }
+    drop(stays);
+    pass(3 * MINUTE).await;
+    assert_eq!(given_back(&node), 3, "the old one and the new one");
+    assert_eq!(node.store.state().logged_out, ["uid-of-web"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn rule_c7_values_leave_the_least_recently_used_first_and_come_back_when_needed() {
     let node = Node::with(Settings {
         bytes: 10_000,
@@ -182,6 +213,47 @@ async fn rule_c8_what_nobody_uses_any_more_is_wiped_and_given_back_within_a_minu
         ["uid-of-web"],
         "the other is left alone"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn objects_of_one_lease_give_it_back_once() {
+    let node = Node::new();
+    let volume = node.volume(&web().pod("a"), class("lease/user,lease/password"));
+    volume.read().await.unwrap();
+    let released = || std::mem::take(&mut node.store.state().released);
+    // It cannot be renewed: another one takes its place.
+    pass(50 * MINUTE).await;
+    assert_eq!(released(), [("lease-1".to_owned(), MINUTE)]);
+    drop(volume);
+    pass(MINUTE).await;
+    assert_eq!(released(), [("lease-2".to_owned(), Duration::ZERO)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_pod_is_logged_out_though_the_store_hangs_over_its_lease() {
+    let node = Node::new();
+    let volume = node.volume(&web().pod("a"), class("lease"));
+    volume.read().await.unwrap();
+    node.store.state().hangs = true;
+    drop(volume);
+    pass(MINUTE).await;
+    let state = node.store.state();
+    assert_eq!(state.released, [("lease-1".to_owned(), Duration::ZERO)]);
+    assert_eq!(state.logged_out, ["uid-of-web"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_token_has_ended_still_gives_back_what_it_has() {
+    let node = Node::new();
+    let volume = node.volume(&web().pod("a"), class("lease"));
+    volume.read().await.unwrap();
+    let ended = web().pod_with("a", Duration::ZERO);
+    volume.subscriber.renew(ended);
+    drop(volume);
+    pass(MINUTE).await;
+    let state = node.store.state();
+    assert_eq!(state.released, [("lease-1".to_owned(), Duration::ZERO)]);
+    assert_eq!(state.logged_out, ["uid-of-web"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -320,13 +320,23 @@ impl Source for Reader {
         let released = leases
             .iter()
             .map(|lease| (lease.expose().to_owned(), grace));
-        self.store.state().released.extend(released);
+        let hangs = {
+            let mut state = self.store.state();
+            state.released.extend(released);
+            state.hangs
+        };
+        if hangs {
+            std::future::pending::<()>().await;
+        }
     }
 
     async fn log_out(&self, caller: &Caller) {
-        let who = match caller.sharing {
-            Sharing::ServiceAccount => account(&self.identified_by, caller),
-            Sharing::Pod => caller.pod.uid.clone(),
+        let who = match (caller.sharing, &self.identified_by) {
+            (Sharing::ServiceAccount, IdentifiedBy::Token { .. }) => {
+                caller.pod.service_account.uid.clone().unwrap()
+            }
+            (Sharing::ServiceAccount, _) => account(&self.identified_by, caller),
+            (Sharing::Pod, _) => caller.pod.uid.clone(),
         };
         self.store.state().logged_out.push(who);
     }
