@@ -232,14 +232,32 @@ impl Subscriptions {
     /// Something changed at or below `root/first`: a folder of a Namespace, or one that links lead to,
     /// such as `..data`.
     fn tell(&self, root: &Path, first: &OsStr) {
+        let is_other = |namespace: &str| first != OsStr::new(namespace);
+        let unknown = |(namespace, subscription): (&String, &Subscription)| {
+            let unknown = is_other(namespace) && subscription.is_link.is_none();
+            unknown.then(|| namespace.clone())
+        };
+        let unknown: Vec<_> = self.lock().iter().filter_map(unknown).collect();
+        // Without the lock, which every publish takes: the folder may hang.
+        let links = unknown.into_iter().map(|namespace| {
+            let is_link = root.join(&namespace).is_symlink();
+            (namespace, is_link)
+        });
+        let links: BTreeMap<_, _> = links.collect();
         for (namespace, subscription) in self.lock().iter_mut() {
-            if first == OsStr::new(namespace) {
-                subscription.is_link = None;
-                subscription.changes.send_replace(());
-            } else if *subscription
-                .is_link
-                .get_or_insert_with(|| root.join(namespace).is_symlink())
-            {
+            let told = match is_other(namespace) {
+                true => {
+                    let found = links.get(namespace).copied();
+                    subscription.is_link = subscription.is_link.or(found);
+                    // Whoever came in between looks once more.
+                    subscription.is_link.unwrap_or(true)
+                }
+                false => {
+                    subscription.is_link = None;
+                    true
+                }
+            };
+            if told {
                 subscription.changes.send_replace(());
             }
         }
