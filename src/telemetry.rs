@@ -154,6 +154,8 @@ pub struct Metrics {
     pub oldest_look: Gauge,
     /// Seconds until the next object ends; -1 where none does.
     pub next_expiry: Gauge,
+    /// The same, of what could not be looked at when that was last tried.
+    pub failing_expiry: Gauge,
 }
 
 const LINUX: &str = "linux";
@@ -192,6 +194,7 @@ impl Default for Metrics {
             cache_failing: Gauge::default(),
             oldest_look: Gauge::default(),
             next_expiry: Gauge::default(),
+            failing_expiry: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -312,6 +315,11 @@ impl Metrics {
                 "coffer_next_expiry_seconds",
                 "Time until the next object ends, -1 where none does",
                 &self.next_expiry,
+            ),
+            (
+                "coffer_failing_expiry_seconds",
+                "Time until the next object ends that could not be looked at, -1 where none does",
+                &self.failing_expiry,
             ),
         ] {
             registry.register(name, help, gauge.clone());

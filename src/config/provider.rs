@@ -21,7 +21,8 @@ pub struct ProviderArgs {
     #[arg(long, env = "COFFER_PROVIDER_ENDPOINT")]
     pub endpoint: Option<String>,
 
-    /// How long an answer of the store is good, as in 2m, 10s or more: the driver's own interval. Volumes that it
+    /// How long an answer of the store is good, as in 2m: the driver's own interval; less than 10s counts as 10s.
+    /// Volumes that it
     /// does not ask for during three of these are let go of; leases and logins are given back then, but for those
     /// of volumes that it has asked for only once, as a driver does that does not rotate: they end by themselves
     #[arg(
@@ -79,6 +80,8 @@ impl ProviderArgs {
     }
 }
 
+/// A shorter one counts as the least: that of another driver may be.
 fn interval(text: &str) -> Result<Duration, String> {
-    super::duration_of(text, Intervals::default().least)
+    let given = super::duration_of(text, Duration::from_secs(1))?;
+    Ok(given.max(Intervals::default().least))
 }

@@ -1,8 +1,8 @@
 {{/* The settings of the providers vault and openbao. The addresses of the node are for them to know it by, whatever a class
-calls it; kubelets of 1.29 know all of them. */}}
+calls it; kubelets of 1.29 know all of them, and may be three versions behind the API server. */}}
 {{- define "coffer.vaultEnv" -}}
 - name: COFFER_NODE_ADDRESSES
-  valueFrom: {fieldRef: {fieldPath: {{ semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version | ternary "status.hostIPs" "status.hostIP" }}}}
+  valueFrom: {fieldRef: {fieldPath: {{ semverCompare ">=1.32.0-0" .Capabilities.KubeVersion.Version | ternary "status.hostIPs" "status.hostIP" }}}}
 {{- with .Values.providers.vault }}
 {{- if .caConfigMap.name }}
 - {name: COFFER_VAULT_TLS_CA_CERT, value: /etc/coffer/vault-ca/ca.crt}
