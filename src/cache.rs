@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub(crate) use self::entry::Key;
-use self::entry::{Entry, Failed, Held, State, User, ends};
+use self::entry::{Entry, Failed, Held, State, TooLate, User, ends};
 pub use self::facts::Fact;
 use self::subscription::Part;
 pub use self::subscription::{Given, Look, Subscription, Tidings, Told};
@@ -249,7 +249,8 @@ impl SecretCache {
         let now = clock::now();
         let mut state = self.0.state();
         let of_it = state.entries.iter();
-        let of_it = of_it.filter(|(key, entry)| key.provider == provider && entry.can_change());
+        let is_of_it = |key: &Key, entry: &Entry| key.provider == provider && entry.can_change();
+        let of_it = of_it.filter(|(key, entry)| is_of_it(key, entry) && !entry.users.is_empty());
         let keys: Vec<_> = of_it.map(|(key, _)| key.clone()).collect();
         for key in keys {
             state.set_due(&key, Some(now));
@@ -269,11 +270,15 @@ impl SecretCache {
             .filter_map(|entry| entry.held.as_ref())
             .map(|held| now.saturating_duration_since(held.at).as_secs())
             .max();
-        let next_end = used()
-            .filter_map(|entry| entry.held.as_ref())
-            .filter(|held| !matches!(held.life, Life::Rotates(_)))
-            .filter_map(|held| Some(held.ends?.saturating_duration_since(now)))
-            .min();
+        let ends = |entry: &Entry| {
+            let held = entry.held.as_ref()?;
+            let is_replaced = matches!(held.life, Life::Rotates(_));
+            let ends = held.ends.filter(|_| !is_replaced)?;
+            Some(ends.saturating_duration_since(now))
+        };
+        let seconds = |left: Option<Duration>| left.map_or(-1, |left| left.as_secs() as i64);
+        let next_end = used().filter_map(ends).min();
+        let failing_end = used().filter(|e| e.failed.is_some()).filter_map(ends).min();
         let failing = used()
             .filter(|entry| entry.failed.is_some() && !entry.is_lacked())
             .count();
@@ -282,9 +287,8 @@ impl SecretCache {
         metrics.cache_bytes.set(state.bytes as i64);
         metrics.cache_failing.set(failing as i64);
         metrics.oldest_look.set(oldest.unwrap_or(0) as i64);
-        metrics
-            .next_expiry
-            .set(next_end.map_or(-1, |left| left.as_secs() as i64));
+        metrics.next_expiry.set(seconds(next_end));
+        metrics.failing_expiry.set(seconds(failing_end));
     }
 }
 
@@ -383,24 +387,12 @@ impl Inner {
         let keys: Vec<_> = items.iter().map(|item| item.key.clone()).collect();
         let flight = Flight::start(self.clone(), source.clone(), caller.clone(), items, urgency);
         for key in keys {
-            state.entry(&key).flight = Arc::downgrade(&flight);
+            let entry = state.entry(&key);
+            entry.flight = Arc::downgrade(&flight);
+            // What was news before is in its answer.
+            entry.again = false;
         }
         flight
-    }
-
-    /// What was not asked for, because too many wait, is due again in a moment for those who have it.
-    pub(crate) fn turned_away(&self, items: &[Item]) {
-        let now = clock::now();
-        let mut state = self.state();
-        for item in items {
-            let entry = state.entries.get(&item.key);
-            let is_kept = |entry: &Entry| entry.held.is_some() || entry.failed.is_some();
-            if entry.is_some_and(|entry| entry.due.is_none() && is_kept(entry)) {
-                state.set_due(&item.key, Some(now + IN_FLIGHT));
-            }
-        }
-        drop(state);
-        self.wake.notify_one();
     }
 
     /// Takes down what a store answered, and tells whom it concerns: all at once, so that no volume sees
@@ -430,7 +422,14 @@ impl Inner {
             }
             let entry = state.entry(&key);
             if entry.users.is_empty() && entry.last_user.is_none() {
-                entry.too_late = Some((source.clone(), caller.pod.clone()));
+                let together = items
+                    .iter()
+                    .filter(|other| other.key.together == key.together);
+                entry.too_late = Some(TooLate {
+                    source: source.clone(),
+                    pod: caller.pod.clone(),
+                    of_one_answer: together.map(|other| other.object.clone()).collect(),
+                });
             }
             self.settle_one(&mut state, key, answer, &mut replaced)
         });
@@ -675,14 +674,26 @@ impl Inner {
             Some(Life::Leased { lease, .. }) => Some(lease),
             _ => None,
         };
-        let (source, pod, of_one_answer) = match (entry.last_user, entry.too_late) {
-            (Some(user), _) if !user.subscriber.gives_back() => return,
-            (Some(user), _) => {
+        let user = entry.last_user.as_ref();
+        if let Some(user) = user.filter(|user| !user.subscriber.gives_back()) {
+            if last {
                 let pod = user.subscriber.requester().pod.clone();
-                (user.source, pod, user.of_one_answer)
+                user.source.let_go(&key.identity.departed(pod));
             }
-            (None, Some((source, pod))) => (source, pod, Arc::default()),
-            (None, None) => return,
+            return;
+        }
+        let last_user = user.map(|user| TooLate {
+            source: user.source.clone(),
+            pod: user.subscriber.requester().pod.clone(),
+            of_one_answer: user.of_one_answer.clone(),
+        });
+        let Some(TooLate {
+            source,
+            pod,
+            of_one_answer,
+        }) = last_user.or(entry.too_late)
+        else {
+            return;
         };
         let lease = lease.filter(|lease| !state.is_leased_elsewhere(key, &of_one_answer, lease));
         if !last && lease.is_none() {

@@ -99,7 +99,7 @@ impl Flight {
         })
     }
 
-    /// From now on it waits for its store among the first mounts.
+    /// From now on it waits for its store among the first mounts, if it is a refresh.
     pub(crate) fn hurry(&self) {
         self.hurry.notify_one();
     }
@@ -139,10 +139,15 @@ async fn fly(
     let permit = tokio::select! {
         biased;
         permit = pacer.enter(urgency, items.len()) => permit,
-        () = hurried.notified() => pacer.enter(Urgency::Mount, items.len()).await,
+        () = hurried.notified(), if urgency == Urgency::Refresh => {
+            match pacer.enter(Urgency::Mount, items.len()).await {
+                Ok(permit) => Ok(permit),
+                // Those who have it already are not sent away.
+                Err(_) => pacer.enter(urgency, items.len()).await,
+            }
+        }
     };
     let Ok(_permit) = permit else {
-        cache.turned_away(&items);
         let full = || Outcome::Failed(ReadFailure::QueueFull);
         return items.into_iter().map(|item| (item.key, full())).collect();
     };

@@ -237,13 +237,11 @@ impl Publisher {
         };
         published.subscriber.renew(request.requester.clone());
         published.request = request;
-        // Its ServiceAccount was made anew: what is asked for from now on is asked for by the new one.
-        published
-            .followed
-            .take_if(|followed| followed.subscription.is_outlived());
         match &published.followed {
-            Some(followed) => followed.subscription.republished(),
-            None => published.subscriber.tell(),
+            Some(followed) if !followed.subscription.is_outlived() => {
+                followed.subscription.republished();
+            }
+            _ => published.subscriber.tell(),
         }
     }
 

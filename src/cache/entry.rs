@@ -49,8 +49,8 @@ pub(super) struct Entry {
     pub(super) due: Option<Instant>,
     /// Whoever used it last, for the time that nobody does.
     pub(super) last_user: Option<User>,
-    /// The pod that an answer was for which came when nobody used it any more.
-    pub(super) too_late: Option<(Arc<dyn Source>, Pod)>,
+    /// For whom an answer was that came when nobody used it any more.
+    pub(super) too_late: Option<TooLate>,
     /// The store gives each pod an answer of its own: they are kept under their pods.
     pub(super) per_pod: bool,
     /// Somebody wants it looked at once more when the present look is over.
@@ -64,6 +64,13 @@ pub(super) struct Entry {
     pub(super) token_misses: Option<u32>,
     /// The annotation of a class that it was last made due for.
     pub(super) mark: Option<String>,
+}
+
+/// What is needed to give back what came too late.
+pub(super) struct TooLate {
+    pub(super) source: Arc<dyn Source>,
+    pub(super) pod: Pod,
+    pub(super) of_one_answer: Arc<[ObjectRef]>,
 }
 
 /// One volume's use of an entry.
@@ -283,7 +290,8 @@ impl State {
         }
         let users = entry.users.clone();
         self.wipe(shared);
-        self.set_due(shared, None);
+        // Where nobody is, it goes like any other.
+        self.set_due(shared, users.is_empty().then(|| now + LINGER));
         for (id, user) in users {
             let own = shared.of_pod(&user.subscriber.requester().pod.uid);
             let entry = self.entry(&own);

@@ -16,7 +16,7 @@ use super::entry::{Entry, Held, Key, State};
 use super::{Inner, LINGER, Subscriber};
 use crate::clock;
 use crate::error::PublishError;
-use crate::flight::{Flight, Item, Outcome, ReadFailure};
+use crate::flight::{Flight, Item, Outcome, ReadFailure, STORE_DEADLINE};
 use crate::identity::Identity;
 use crate::pacer::Urgency;
 use crate::schedule::Strategy;
@@ -197,6 +197,10 @@ impl Subscription {
                     flights.push(flight);
                 } else {
                     *answer = None;
+                    if entry.due.is_some() && entry.held.is_none() && entry.failed.is_none() {
+                        // The look that it is due for is this one, unless it is given up.
+                        state.set_due(&key, Some(now + STORE_DEADLINE));
+                    }
                     lead.push(Item::new(key, wanted.object.clone()));
                 }
             }

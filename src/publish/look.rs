@@ -75,6 +75,17 @@ impl Publisher {
             self.sync_when_due(published, &class).await;
             return Ok(Outcome::Unchanged);
         }
+        // Its ServiceAccount was made anew: what is asked for from now on is asked for by the new one. What the
+        // store gave to the old one stays until the end of this look, and a little longer.
+        let outlived = published.followed.take_if(|followed| {
+            followed.spec.class_hash() == class.hash && followed.subscription.is_outlived()
+        });
+        if let (Some(_), Some(record)) = (&outlived, &mut published.record) {
+            // It ends with the old one, so it is made anew at once.
+            for held in record.objects.values_mut() {
+                held.expires = held.expires.and(Some(0));
+            }
+        }
         match &mut published.followed {
             Some(followed) if followed.spec.class_hash() == class.hash => {
                 if followed.spec.refresh_mark() != class.refresh_mark.as_deref() {

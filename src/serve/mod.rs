@@ -216,7 +216,10 @@ impl Served {
             asked: Instant::now(),
             rotates: false,
         };
-        self.volumes().insert(asked.key, held);
+        if let Some(before) = self.volumes().insert(asked.key, held) {
+            // Its driver asks again, so the pod has what is new in a moment.
+            before.subscriber.set_gives_back(before.rotates);
+        }
         Ok(volume)
     }
 }

@@ -54,6 +54,11 @@ async fn the_gauges_tell_of_what_somebody_else_may_change_and_of_what_ends_for_g
     node.cache.measure();
     assert!(node.metrics.oldest_look.get() <= 120);
     assert_eq!(node.metrics.next_expiry.get(), 14 * 3600);
+    assert_eq!(node.metrics.failing_expiry.get(), -1);
+    node.store.state().down = true;
+    pass(8 * HOUR).await;
+    node.cache.measure();
+    assert_eq!(node.metrics.failing_expiry.get(), 6 * 3600);
     drop(cert);
     node.cache.measure();
     assert_eq!(node.metrics.next_expiry.get(), -1, "nobody has it any more");

@@ -2,6 +2,7 @@
 
 use coffer::cache::{Look, Settings};
 use coffer::pacer::Rate;
+use futures_util::future::join_all;
 use serde_json::json;
 use std::time::Duration;
 
@@ -136,6 +137,46 @@ async fn what_comes_when_its_pod_has_gone_is_given_back() {
     drop(stays);
     pass(3 * MINUTE).await;
     assert_eq!(given_back(&node), 3, "the old one and the new one");
+    assert_eq!(node.store.state().logged_out, ["uid-of-web"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_there_is_once_is_made_once_for_each_pod_however_slow_the_store_is() {
+    let node = Node::with(Settings {
+        rate: Rate::UNLIMITED,
+        slots: 1,
+        ..Settings::default()
+    });
+    // The last one has its answer after more time than the parted entries are left alone.
+    node.store.state().latency = 6 * SECOND;
+    let volumes: Vec<_> = (0..8)
+        .map(|pod| node.volume(&web().pod(&pod.to_string()), class("once")))
+        .collect();
+    for read in join_all(volumes.iter().map(|volume| volume.read())).await {
+        read.unwrap();
+    }
+    pass(3 * MINUTE).await;
+    assert_eq!(node.store.fetches(), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_came_too_late_is_given_back_once_and_its_identity_logged_out() {
+    let node = Node::new();
+    node.store.state().missing.insert("lease/user".into());
+    node.store.state().missing.insert("lease/password".into());
+    let optional = json!({"optional": true, "refresh": {"interval": "10s"}});
+    let spec = class_with("lease/user,lease/password", optional);
+    let volume = node.volume(&web().pod("a"), spec);
+    volume.read().await.unwrap();
+    node.store.state().missing.clear();
+    node.store.state().latency = 50 * SECOND;
+    let asked = node.store.fetches();
+    while node.store.fetches() == asked {
+        pass(SECOND).await;
+    }
+    drop(volume);
+    pass(3 * MINUTE).await;
+    assert_eq!(node.store.state().released.len(), 1);
     assert_eq!(node.store.state().logged_out, ["uid-of-web"]);
 }
 

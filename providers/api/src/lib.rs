@@ -162,4 +162,7 @@ pub trait Source: Send + Sync {
     /// Ends and forgets what the store gave the caller to be known by: no pod of its identity is left
     /// on the node. Best effort, as [`Self::release`].
     async fn log_out(&self, _caller: &Caller) {}
+
+    /// Forgets the same without ending it: pods that the driver does not know may use what hangs on it.
+    fn let_go(&self, _caller: &Caller) {}
 }

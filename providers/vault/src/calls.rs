@@ -17,12 +17,15 @@ pub(crate) struct Call {
     path: String,
     query: Option<String>,
     body: Option<Vec<u8>>,
+    /// What a denial is remembered for, where that is more than the path.
+    denied_as: Option<String>,
 }
 
 impl Call {
     /// What a policy tells it from others by.
     pub(crate) fn name(&self) -> String {
-        format!("{:?} {}", self.method, self.path)
+        let path = self.denied_as.as_ref().unwrap_or(&self.path);
+        format!("{:?} {path}", self.method)
     }
 
     /// Whatever a class asks for. `csr` is the certificate request for a key that was made here.
@@ -48,6 +51,7 @@ impl Call {
             path: request.path.clone(),
             query: request.query.clone(),
             body: request.method.writes().then_some(body),
+            denied_as: None,
         })
     }
 
@@ -58,6 +62,7 @@ impl Call {
             path: format!("sys/internal/ui/mounts/{path}"),
             query: None,
             body: None,
+            denied_as: None,
         }
     }
 
@@ -66,6 +71,8 @@ impl Call {
         Self {
             method: RequestMethod::GET,
             path: format!("{mount}/metadata/{below}"),
+            // One denial is taken for all of them: it is only the cheaper question.
+            denied_as: Some(format!("{mount}/metadata")),
             query: None,
             body: None,
         }
@@ -78,6 +85,7 @@ impl Call {
             path: "sys/events/subscribe/kv*".to_owned(),
             query: Some("json=true".to_owned()),
             body: None,
+            denied_as: None,
         }
     }
 
@@ -113,6 +121,7 @@ impl Call {
             path: format!("sys/leases/{verb}"),
             query: None,
             body: Some(build_body(body, RequestType::JSON)?),
+            denied_as: None,
         })
     }
 }

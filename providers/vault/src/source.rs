@@ -377,4 +377,8 @@ impl Source for VaultSource {
             login.log_out().await;
         }
     }
+
+    fn let_go(&self, caller: &Caller) {
+        drop(self.stores.logins.forget(&self.key(caller)));
+    }
 }
