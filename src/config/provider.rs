@@ -22,9 +22,9 @@ pub struct ProviderArgs {
     pub endpoint: Option<String>,
 
     /// How long an answer of the store is good, as in 2m: the driver's own interval; less than 10s counts as 10s.
-    /// Volumes that it
-    /// does not ask for during three of these are let go of; leases and logins are given back then, but for those
-    /// of volumes that it has asked for only once, as a driver does that does not rotate: they end by themselves
+    /// Volumes that it does not ask for during three of these are let go of; leases and logins are given back
+    /// then, but for those of volumes that it has asked for only once, as a driver does that does not rotate:
+    /// they end by themselves
     #[arg(
         long,
         env = "COFFER_PROVIDER_INTERVAL",
