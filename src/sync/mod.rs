@@ -138,9 +138,8 @@ impl SecretSync {
             let written = self.write_one(&wanted, owners, due).await;
             written.map_err(|problem| problem.of(&wanted.name))
         });
-        let written = written.buffered(AT_ONCE);
-        let problems = written.filter_map(async |written| written.err());
-        problems.collect().await
+        let written: Vec<_> = written.buffered(AT_ONCE).collect().await;
+        written.into_iter().filter_map(Result::err).collect()
     }
 
     /// The Secrets of a volume with their content, or what is wrong with them.
