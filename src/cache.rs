@@ -674,32 +674,31 @@ impl Inner {
             Some(Life::Leased { lease, .. }) => Some(lease),
             _ => None,
         };
-        let user = entry.last_user.as_ref();
-        if let Some(user) = user.filter(|user| !user.subscriber.gives_back()) {
+        let user = entry.last_user;
+        let gives_back = user
+            .as_ref()
+            .is_none_or(|user| user.subscriber.gives_back());
+        let last_user = user.map(|user| TooLate {
+            source: user.source,
+            pod: user.subscriber.requester().pod.clone(),
+            of_one_answer: user.of_one_answer,
+        });
+        let Some(was_for) = last_user.or(entry.too_late) else {
+            return;
+        };
+        let source = was_for.source;
+        let caller = key.identity.departed(was_for.pod);
+        if !gives_back {
             if last {
-                let pod = user.subscriber.requester().pod.clone();
-                user.source.let_go(&key.identity.departed(pod));
+                source.let_go(&caller);
             }
             return;
         }
-        let last_user = user.map(|user| TooLate {
-            source: user.source.clone(),
-            pod: user.subscriber.requester().pod.clone(),
-            of_one_answer: user.of_one_answer.clone(),
-        });
-        let Some(TooLate {
-            source,
-            pod,
-            of_one_answer,
-        }) = last_user.or(entry.too_late)
-        else {
-            return;
-        };
+        let of_one_answer = was_for.of_one_answer;
         let lease = lease.filter(|lease| !state.is_leased_elsewhere(key, &of_one_answer, lease));
         if !last && lease.is_none() {
             return;
         }
-        let caller = key.identity.departed(pod);
         // Best effort, and a store that hangs does not keep the token for long.
         tokio::spawn(tokio::time::timeout(GIVE_BACK, async move {
             let at_once = Duration::ZERO;
