@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::store::BOUND_TO_PODS;
 
-use crate::pods::{Account, MINUTE, Node, SECOND, class, class_with, pass, web};
+use crate::pods::{Account, MINUTE, Node, SECOND, Volume, class, class_with, pass, web};
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_pods_of_one_account_are_one_read_and_one_for_each_interval() {
@@ -270,17 +270,22 @@ async fn objects_of_one_lease_give_it_back_once() {
     assert_eq!(released(), [("lease-2".to_owned(), Duration::ZERO)]);
 }
 
+/// The last volume of the account goes, and its lease and its login with it.
+async fn gives_back_all(node: &Node, volume: Volume) {
+    drop(volume);
+    pass(MINUTE).await;
+    let state = node.store.state();
+    assert_eq!(state.released, [("lease-1".to_owned(), Duration::ZERO)]);
+    assert_eq!(state.logged_out, ["uid-of-web"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_last_pod_is_logged_out_though_the_store_hangs_over_its_lease() {
     let node = Node::new();
     let volume = node.volume(&web().pod("a"), class("lease"));
     volume.read().await.unwrap();
     node.store.state().hangs = true;
-    drop(volume);
-    pass(MINUTE).await;
-    let state = node.store.state();
-    assert_eq!(state.released, [("lease-1".to_owned(), Duration::ZERO)]);
-    assert_eq!(state.logged_out, ["uid-of-web"]);
+    gives_back_all(&node, volume).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -290,11 +295,7 @@ async fn a_pod_whose_token_has_ended_still_gives_back_what_it_has() {
     volume.read().await.unwrap();
     let ended = web().pod_with("a", Duration::ZERO);
     volume.subscriber.renew(ended);
-    drop(volume);
-    pass(MINUTE).await;
-    let state = node.store.state();
-    assert_eq!(state.released, [("lease-1".to_owned(), Duration::ZERO)]);
-    assert_eq!(state.logged_out, ["uid-of-web"]);
+    gives_back_all(&node, volume).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -209,7 +209,7 @@ async fn credentials_with_a_short_life_serve_for_most_of_it() {
 async fn with_sharing_pod_each_pod_has_credentials_of_its_own_and_takes_them_along() {
     let (stub, settings) = agent_with_a_secret(|login| {
         let Reply::Answer(status, headers, body) = lent("2099-01-02T03:04:05Z") else {
-            unreachable!()
+            panic!("credentials are an answer")
         };
         let body = body.replace("ASIAAGENT", &format!("ASIA{login}"));
         Reply::Answer(status, headers, body)
